@@ -1,0 +1,1 @@
+"""Item content to vectors: encoders, vector codec and store. Knows no stream."""

@@ -1,0 +1,1 @@
+"""Encoders of item content, one modality a module."""

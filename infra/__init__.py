@@ -1,0 +1,1 @@
+"""Foundation without domain knowledge: configuration, telemetry, clock, broker, snapshot files."""

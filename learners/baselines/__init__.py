@@ -1,0 +1,1 @@
+"""Baselines that every ranker has to beat, one a module."""

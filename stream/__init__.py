@@ -1,0 +1,1 @@
+"""Events to samples: decode, sequence, join, assemble; and the shells around them."""

@@ -1,0 +1,1 @@
+"""Public data sets to record logs, one a module."""

@@ -1,0 +1,1 @@
+"""The Kafka shell: transport, topics, worker, producer, recorder."""

@@ -1,0 +1,1 @@
+"""Record logs through the pipeline, and the report of it."""
