@@ -1,1 +1,91 @@
+# One line per target: make help. Needs Python 3.11 or newer and make; everything else goes into .venv.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
+
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(BIN)/uv
+UV_VERSION := 0.13.9
+READY := $(VENV)/.ready
+PACKAGES := stream learners embeddings infra
+COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-header pyproject.toml
+PYTEST := $(BIN)/python -m pytest
+
+# Compiled kernels are kept between runs; idle OpenMP threads sleep instead of spinning.
+export NUMBA_CACHE_DIR ?= $(CURDIR)/build/numba
+export OMP_WAIT_POLICY ?= passive
+export UV_LINK_MODE ?= copy
+
+.PHONY: help
+help: ## this list
+	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  %-14s %s\n", $$1, $$2}'
+
+.PHONY: setup
+setup: $(READY) ## .venv with the locked packages and millrace itself
+
+$(UV):
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or newer found; set PYTHON=/path/to/python" >&2; exit 2; }
+	test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+
+$(READY): requirements-dev.lock pyproject.toml | $(UV)
+	VIRTUAL_ENV=$(VENV) $(UV) pip sync --quiet --require-hashes requirements-dev.lock
+	VIRTUAL_ENV=$(VENV) $(UV) pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+.PHONY: lock
+lock: | $(UV) ## write both lock files anew from pyproject.toml (UPGRADE=1: newest versions)
+	$(COMPILE) $(if $(UPGRADE),--upgrade) --extra broker --output-file requirements.lock
+	$(COMPILE) $(if $(UPGRADE),--upgrade) --extra broker --extra dev --output-file requirements-dev.lock
+
+.PHONY: format
+format: $(READY) ## write the format, mend what ruff can mend
+	$(BIN)/ruff check --quiet --fix --exit-zero .
+	$(BIN)/ruff format .
+
+.PHONY: lint
+lint: $(READY) ## ruff: rules and format
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+.PHONY: types
+types: $(READY) ## mypy --strict
+	$(BIN)/mypy
+
+.PHONY: layers
+layers: $(READY) ## import-linter: layers and the pure core
+	$(BIN)/lint-imports
+
+.PHONY: unit
+unit: $(READY) ## unit tests
+	$(PYTEST) tests/unit
+
+.PHONY: check
+check: lint types layers ## all that is fast: format, lint, types, layers, tidy, unit, property
+	$(PYTEST) -m "not slow" tests/test_tidy.py tests/test_docs.py tests/unit tests/property
+
+.PHONY: test
+test: lint types layers ## everything, with the real broker where Java and Maven are there
+	$(PYTEST) tests
+
+.PHONY: demo
+demo: $(READY) ## broker, embedder and worker on the bundled log, to a table and a report
+	$(BIN)/millrace demo
+
+.PHONY: bench
+bench: $(READY) ## the benchmarks, one after the other
+	@for b in tests/benchmarks/bench_*.py; do echo "== $$b"; \
+		$(BIN)/python -m $$(echo $${b%.py} | tr / .); done
+
+.PHONY: compose-check
+compose-check: $(READY) ## docker-compose.yml: statically, and on a container engine where one starts
+	$(BIN)/python -m tests.support.compose_check
+
+.PHONY: clean
+clean: ## remove caches and build products (keeps .venv)
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find $(PACKAGES) tests -name __pycache__ -prune -exec rm -rf {} +

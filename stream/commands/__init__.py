@@ -1,1 +1,1 @@
-"""Command line verbs, one a module."""
+"""One module for each verb of the command line, each with a `command`. Imports none of them."""
