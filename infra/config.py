@@ -25,11 +25,19 @@ class ConfigError(InputError):
     """A configuration that cannot be used: which key, where it came from, expected, got."""
 
 
-def load(config_type: type[T], files: Sequence[Path], overrides: Sequence[str] = ()) -> T:
+def load(
+    config_type: type[T],
+    files: Sequence[Path],
+    overrides: Sequence[str] = (),
+    *,
+    only_own_tables: bool = False,
+) -> T:
     """An instance of the dataclass `config_type`: files in order, then overrides `a.b=c`.
 
     Later files and overrides win: tables are merged, everything else is replaced. Raises
     ConfigError naming the file or override, the key and its path, expected and got.
+    `only_own_tables` leaves out top-level tables that no field of `config_type` is named after, for
+    tools that read a part of a larger configuration.
     """
     merged: Table = {}
     origins: dict[str, str] = {}
@@ -37,6 +45,9 @@ def load(config_type: type[T], files: Sequence[Path], overrides: Sequence[str] =
         _merge(merged, read_toml(file), "", f"config '{file}'", origins)
     for override in overrides:
         _override(merged, override, origins)
+    if only_own_tables:
+        own = get_type_hints(config_type)
+        merged = {name: table for name, table in merged.items() if name in own}
     return build(config_type, merged, origins=origins)
 
 
