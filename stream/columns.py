@@ -76,6 +76,17 @@ class ImpressionColumns:
     propensity_m: NDArray[np.float32]
     names: list[tuple[int | str, int | str, int | str] | None] | None = None
 
+    def rows(self, first: int, last: int) -> ImpressionColumns:
+        """Rows `first` to `last` (exclusive), as views."""
+        return ImpressionColumns(
+            ids_mF=self.ids_mF[first:last],
+            multi_mM=tuple(m[first:last] for m in self.multi_mM),
+            dense_mX=self.dense_mX[first:last],
+            position_m=self.position_m[first:last],
+            propensity_m=self.propensity_m[first:last],
+            names=None if self.names is None else self.names[first:last],
+        )
+
 
 @dataclass(slots=True, kw_only=True)
 class EventColumns:

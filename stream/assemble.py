@@ -1,0 +1,153 @@
+"""Assemble: samples to MiniBatches, the only place where events become tensors.
+
+Training, replay, the worker's scoring and the server all come through here, so that what is
+trained on is what is served. Reads the item table as of the last learn-step boundary, by
+definition of a sample's vectors (rule 18). Changes no state.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from learners.batch import ContentRows, MiniBatch
+from stream.feature_plan import Column, FeaturePlan
+from stream.items import ItemFeatures, ItemTable
+from stream.keys import salted
+from stream.label_policy import LabelPolicy, LabelRows, WindowPolicy
+from stream.samples import Samples
+
+I64 = NDArray[np.int64]
+F32 = NDArray[np.float32]
+
+
+class Assembler:
+    """Builds the MiniBatches of one configuration."""
+
+    def __init__(
+        self, plan: FeaturePlan, items: ItemTable, policy: LabelPolicy | None = None
+    ) -> None:
+        """`policy` turns facts into rows; the default waits for all windows."""
+        self._plan = plan
+        self._items = items
+        self._policy = policy or WindowPolicy()
+        self._n_histories = len(plan.config.history)
+        kinds = list(plan.config.label)
+        self._label = kinds.index(plan.config.ranker.label)
+
+    def batch(self, samples: Samples) -> MiniBatch:
+        """The rows that the label policy makes of settled samples."""
+        return self._build(samples, self._policy.rows(samples))
+
+    def prediction_batch(self, samples: Samples) -> MiniBatch:
+        """One row a sample, without labels: their mask is 0."""
+        n, k = len(samples), samples.click_ts_nK.shape[1]
+        nothing = np.zeros((n, k), np.float32)
+        rows = LabelRows(
+            row_n=np.arange(n), labels_nK=nothing, label_mask_nK=nothing,
+            row_kind_n=np.zeros(n, np.uint8), age_ms_n=np.zeros(n, np.int64),
+        )  # fmt: skip
+        return self._build(samples, rows)
+
+    def _build(self, samples: Samples, rows: LabelRows) -> MiniBatch:
+        plan = self._plan
+        attributes = self._items.attribute_columns(samples.item_n)
+        request_row = np.cumsum(np.diff(samples.request_n, prepend=samples.request_n[:1]) != 0)
+        batch = MiniBatch(
+            ids_BF=torch.from_numpy(self._ids(samples, attributes)),
+            bags_BL=tuple(torch.from_numpy(b) for b in self._bags(samples, attributes)),
+            dense_BD=torch.from_numpy(self.dense(samples, attributes)),
+            content=self._content(samples) if plan.spec.content_dim else None,
+            labels_BK=torch.from_numpy(rows.labels_nK),
+            label_mask_BK=torch.from_numpy(rows.label_mask_nK),
+            weight_B=torch.from_numpy(1.0 / samples.sample_rate_n),
+            row_kind_B=torch.from_numpy(rows.row_kind_n),
+            age_ms_B=torch.from_numpy(rows.age_ms_n),
+            request_row_B=torch.from_numpy(request_row.astype(np.int64)),
+            sample_rate_B=torch.from_numpy(samples.sample_rate_n),
+            ts_ms_B=torch.from_numpy(samples.ts_ms_n),
+            sample_id_B=torch.from_numpy(samples.key_n),
+            nominal_size=plan.config.stream.batch_size,
+        )
+        batch.check()
+        return batch
+
+    def _ids(self, s: Samples, attributes: ItemFeatures) -> I64:
+        plan = self._plan
+        out = np.empty((len(s), len(plan.ids)), np.int64)
+        for i, column in enumerate(plan.ids):
+            if column.where == "user":
+                out[:, i] = salted(s.user_n, plan.user_salt)
+            elif column.where == "item":
+                out[:, i] = s.item_n
+            else:
+                source = s.ids_nF if column.where == "event" else attributes.ids_nA
+                out[:, i] = source[:, column.place]
+        return out
+
+    def _bags(self, s: Samples, attributes: ItemFeatures) -> list[I64]:
+        bags = list(s.history_nL)
+        places = {c: i for i, c in enumerate(c for c in self._plan.multis if _of_item(c))}
+        for column in self._plan.multis:
+            if _of_item(column):
+                bags.append(np.ascontiguousarray(attributes.multi_nM[places[column]]))
+            else:
+                last = column.place + column.length
+                bags.append(np.ascontiguousarray(s.multi_nM[:, column.place : last]))
+        return bags
+
+    def _content(self, s: Samples) -> ContentRows:
+        found = self._items.lookup(s.item_n, s.history_nL)
+        return ContentRows(
+            table_VC=torch.from_numpy(found.table_VC),
+            target_B=torch.from_numpy(found.target_B),
+            missing_B=torch.from_numpy(found.missing_B),
+            bags_BL=tuple(torch.from_numpy(b) for b in found.bags_BL),
+            bag_inv_len_B=tuple(
+                torch.from_numpy((1.0 / np.maximum(n, 1)).astype(np.float32) * (n > 0))
+                for n in found.bag_found_B
+            ),
+            encoder=self._items.encoder_version,
+        )
+
+    def dense(self, s: Samples, attributes: ItemFeatures) -> F32:
+        """Dense inputs [n, D] in the order of the spec: prior, counters, configured numbers."""
+        out = np.empty((len(s), len(self._plan.spec.dense)), np.float32)
+        counts = s.counts_nJC.astype(np.float32)
+        click = 2 + self._label
+        prior = (counts[:, 0, click] + np.float32(0.5)) / (counts[:, 0, 0] + np.float32(1.0))
+        out[:, 0] = prior_logit = np.log(prior) - np.log1p(-prior)
+        d = 1
+        for j, counter in enumerate(self._plan.counters, start=1):
+            pairs = [(counts[:, j, 0], counts[:, j, click])]
+            if counter.decayed >= 0:
+                decayed = s.decayed_nDC[:, counter.decayed]
+                pairs.append((decayed[:, 0], decayed[:, 1 + self._label]))
+            weight = np.float32(counter.config.prior_weight)
+            for n, c in pairs:
+                hits = c + weight * prior
+                out[:, d] = np.log(hits) - np.log(n + weight - hits) - prior_logit
+                out[:, d + 1] = np.log1p(n)
+                d += 2
+        for feature, place in self._plan.dense:
+            value = _dense_column(feature.path, place, s, attributes)
+            if feature.scale == "log1p":
+                value = np.sign(value) * np.log1p(np.abs(value))
+            out[:, d] = value
+            d += 1
+        return out
+
+
+def _of_item(column: Column) -> bool:
+    return column.where == "multi-attribute"
+
+
+def _dense_column(path: str, place: int, s: Samples, attributes: ItemFeatures) -> F32:
+    if path == "user.gap":
+        return s.gap_ms_n.astype(np.float32) / np.float32(1_000)
+    if path in ("user.interactions", "item.interactions"):
+        return s.interactions_n2[:, int(path.startswith("item"))].astype(np.float32)
+    if path.startswith("item.attributes."):
+        return attributes.dense_nX[:, place]
+    return s.dense_nX[:, place]

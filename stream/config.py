@@ -1,0 +1,200 @@
+"""The configuration of a run: composes what each component declares, and checks names across them.
+
+Loads nothing (`infra/config` does) and decides no defaults that belong to a component.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from embeddings.encoders.attributes import AttributeEncoderConfig
+from stream.counters import CounterConfig
+from stream.label_policy import LabelConfig
+from stream.user_state import HistoryConfig
+
+FeatureKind = Literal["id", "multi-id", "dense"]
+PredictAt = Literal["impression", "settle"]
+
+ID_PATHS = ("user", "item", "impression.hour", "impression.weekday", "impression.position")
+DENSE_PATHS = ("user.gap", "user.interactions", "item.interactions", "impression.position")
+PREFIXES = ("context.", "features.", "item.attributes.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeatureConfig:
+    """A field of the events that the model reads.
+
+    `path`: `user`, `item`, `context.X`, `features.X` (of the item shown), `item.attributes.X`,
+    `impression.hour|weekday|position`; dense only: `user.gap` (ms since the user's impression
+    before), `user.interactions`, `item.interactions`. `admit_after`: sightings before an id gets a
+    row of its own. `length`: values kept of a several-valued field. `scale` of dense fields:
+    `log1p` (of the magnitude, signed) or `none`.
+    """
+
+    name: str
+    path: str
+    kind: FeatureKind = "id"
+    dim: int = 16
+    admit_after: int = 0
+    rows_max: int = 1_000_000
+    expire_ms: int = 0
+    length: int = 8
+    scale: Literal["log1p", "none"] = "none"
+
+    def __post_init__(self) -> None:
+        """Check what types cannot."""
+        allowed = DENSE_PATHS if self.kind == "dense" else ID_PATHS
+        if self.path not in allowed and not self.path.startswith(PREFIXES):
+            raise ValueError(
+                f"feature '{self.name}': path '{self.path}' is unknown for kind '{self.kind}'; "
+                f"expected one of {', '.join(allowed)} or {', '.join(p + 'NAME' for p in PREFIXES)}"
+            )
+        if min(self.dim, self.rows_max, self.length) < 1 or min(self.admit_after, self.expire_ms) < 0:
+            raise ValueError(f"feature '{self.name}': dim, rows_max and length must be at least 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamConfig:
+    """Time, order, limits and batches of the pipeline."""
+
+    lateness_ms: int = 5_000
+    linger_ms: int = 60_000
+    dedup_horizon_ms: int = 3_600_000
+    batch_size: int = 1_024
+    predict_at: PredictAt = "impression"
+    max_jump_ms: int = 600_000
+    max_future_ms: int = 3_600_000
+    idle_ms: int = 30_000
+    timezone_offset_minutes: int = 0
+    max_slice_events: int = 4_096
+    buffered_max: int = 200_000
+    open_max: int = 2_000_000
+    users_max: int = 5_000_000
+    items_max: int = 5_000_000
+    counters_max: int = 20_000_000
+
+    def __post_init__(self) -> None:
+        """Check what types cannot."""
+        for name in ("lateness_ms", "linger_ms", "dedup_horizon_ms", "max_future_ms"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"stream.{name} must not be negative")
+        for name in ("batch_size", "max_jump_ms", "idle_ms", "max_slice_events", "buffered_max",
+                     "open_max", "users_max", "items_max", "counters_max"):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ValueError(f"stream.{name} must be at least 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopicsConfig:
+    """Names of the topics."""
+
+    impressions: str = "impressions"
+    clicks: str = "clicks"
+    items: str = "items"
+    item_vectors: str = "item-vectors"
+    dead_letters: str = "dead-letters"
+    partitions: int = 4
+    replication: int = 1
+    retention_ms: int = 7 * 86_400_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ItemsConfig:
+    """Item content to vectors. `dim` 0 turns content off."""
+
+    dim: int = 128
+    seed: int = 0
+    attributes: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+    dtype: Literal["float16", "float32"] = "float16"
+    cache_rows: int = 1_000_000
+    pending_max: int = 1_000_000
+
+    def encoder(self) -> AttributeEncoderConfig:
+        """Configuration of the attribute encoder."""
+        return AttributeEncoderConfig(
+            dim=max(self.dim, 1), seed=self.seed, fields=self.attributes, ignore=self.ignore
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankerConfig:
+    """The learner by its name in the catalog, the label that it learns, and its own options."""
+
+    name: str = "id_content"
+    label: str = "click"
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotConfig:
+    """When snapshots are taken and how many stay."""
+
+    every_samples: int = 50_000
+    keep: int = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Everything a run is made of."""
+
+    stream: StreamConfig = field(default_factory=StreamConfig)
+    topics: TopicsConfig = field(default_factory=TopicsConfig)
+    items: ItemsConfig = field(default_factory=ItemsConfig)
+    ranker: RankerConfig = field(default_factory=RankerConfig)
+    snapshot: SnapshotConfig = field(default_factory=SnapshotConfig)
+    label: Mapping[str, LabelConfig] = field(default_factory=dict)
+    feature: tuple[FeatureConfig, ...] = ()
+    counter: tuple[CounterConfig, ...] = ()
+    history: tuple[HistoryConfig, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check names across components; every message says where and what is expected."""
+        _check_names(self)
+
+    @property
+    def window_ms(self) -> int:
+        """The longest label window: a request leaves when it is over."""
+        return max(label.window_ms for label in self.label.values())
+
+    @property
+    def click_kinds(self) -> tuple[str, ...]:
+        """All kinds of clicks in use: labels first, then those that only histories read."""
+        labels = list(self.label)
+        others = {kind for h in self.history for kind in h.kinds} - set(labels)
+        return (*labels, *sorted(others))
+
+    def feature_named(self, name: str) -> FeatureConfig:
+        """The feature called `name`."""
+        return next(f for f in self.feature if f.name == name)
+
+
+def _check_names(config: Config) -> None:
+    if not config.label:
+        raise ValueError("no [label.KIND] is configured; name at least one, with its window_ms")
+    if config.ranker.label not in config.label:
+        raise ValueError(
+            f"ranker.label is '{config.ranker.label}', expected one of {list(config.label)}"
+        )
+    for what, names in (
+        ("feature", [f.name for f in config.feature]),
+        ("counter", [c.name for c in config.counter]),
+        ("history", [h.name for h in config.history]),
+    ):
+        twice = {n for n in names if names.count(n) > 1}
+        if twice:
+            raise ValueError(f"{what}: the name {sorted(twice)} is given twice")
+    ids = {f.name for f in config.feature if f.kind != "dense"} | {"user", "item"}
+    for counter in config.counter:
+        missing = [key for key in counter.keys if key not in ids]
+        if missing:
+            raise ValueError(
+                f"counter '{counter.name}': key {missing[0]!r} is no id feature; expected "
+                f"'user', 'item' or one of {sorted(ids)}"
+            )
+    if config.history and not any(f.path == "item" for f in config.feature):
+        raise ValueError("a [[history]] needs a [[feature]] with path 'item', whose rows it shares")
+    if len(config.click_kinds) > 31:  # noqa: PLR2004  # 5 bits of a waiting click's entry
+        raise ValueError(f"at most 31 kinds of clicks fit, got {len(config.click_kinds)}")

@@ -1,0 +1,136 @@
+"""Released rows to the arrays that the join's loop reads: identity, click and counter keys. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream import kernels as k
+from stream.columns import EventKind
+from stream.feature_plan import FeaturePlan, key_columns
+from stream.items import ItemTable
+from stream.keys import combined, salt_of
+from stream.sequencer import Released
+
+I64 = NDArray[np.int64]
+Name = tuple[int | str, int | str, int | str]
+
+
+@dataclass(slots=True, kw_only=True)
+class Chunk:
+    """A chunk for `JoinState.advance`. `names` are those of impression rows with string ids."""
+
+    events: k.Events
+    shown: k.Shown
+    names: list[Name | None] | None = None
+
+
+class EventKeys:
+    """Computes keys for whole chunks."""
+
+    def __init__(self, plan: FeaturePlan, items: ItemTable) -> None:
+        """`items` gives the attributes that counters are keyed with."""
+        self._plan = plan
+        self._items = items
+        self._impression_salt = salt_of("impression")
+        self._click_salts = [salt_of(f"click:{kind}") for kind in plan.config.click_kinds]
+        self._organic_salts = [salt_of(f"organic:{kind}") for kind in plan.config.click_kinds]
+        self._unknown_salt = salt_of("unknown")
+
+    def chunk(self, released: Released) -> Chunk:
+        """The keys of released rows."""
+        kind, item, request = released.kind_n, released.item_n, released.request_n
+        n = len(kind)
+        key = np.zeros(n, np.int64)
+        impression_key = np.zeros(n, np.int64)
+        related = (kind == EventKind.IMPRESSION) | (kind == EventKind.CLICK)
+        identity = combined([request[related], item[related]], self._impression_salt)
+        impression_key[related] = identity
+        key[kind == EventKind.IMPRESSION] = impression_key[kind == EventKind.IMPRESSION]
+        organic = kind == EventKind.ORGANIC
+        columns = [released.user_n, item, released.ts_ms_n]
+        for number in np.unique(released.click_kind_n[kind != EventKind.IMPRESSION]):
+            of_kind = released.click_kind_n == number
+            known = number >= 0
+            rows = of_kind & (kind == EventKind.CLICK)
+            salt = self._click_salts[number] if known else self._unknown_salt
+            if rows.any():
+                key[rows] = combined([impression_key[rows]], salt)
+            rows = of_kind & organic
+            salt = self._organic_salts[number] if known else self._unknown_salt
+            if rows.any():
+                key[rows] = combined([c[rows] for c in columns], salt)
+        events = k.Events(
+            kind=kind, clock=released.clock_n, ts=released.ts_ms_n, key=key,
+            impression_key=impression_key, request=request, item=item, user=released.user_n,
+            click_kind=released.click_kind_n, row=released.imp_n, verdict=np.zeros(n, np.uint8),
+        )  # fmt: skip
+        return self._with_shown(released, events)
+
+    def _with_shown(self, released: Released, events: k.Events) -> Chunk:
+        imp = released.impressions
+        m = len(imp.ids_mF)
+        rows = np.flatnonzero(released.kind_n == EventKind.IMPRESSION)
+        order = released.imp_n[rows]
+        own_key = np.zeros(m, np.int64)
+        own_key[order] = events.key[rows]
+        n_labels = self._plan.shape.labels
+        click_keys = np.zeros((m, n_labels), np.int64)
+        for i in range(n_labels):
+            click_keys[:, i] = combined([own_key], self._click_salts[i])
+        multi = [c for c in imp.multi_mM if c.shape[1]]
+        shown = k.Shown(
+            ids=np.ascontiguousarray(imp.ids_mF),
+            multi=np.ascontiguousarray(np.concatenate(multi, axis=1)) if multi
+            else np.zeros((m, 0), np.int64),
+            dense=np.ascontiguousarray(imp.dense_mX), click_keys=click_keys,
+            counter_keys=np.zeros((m, self._plan.shape.counters), np.int64),
+        )  # fmt: skip
+        chunk = Chunk(events=events, shown=shown, names=imp.names)
+        self.refresh(chunk, 0)
+        return chunk
+
+    def refresh(self, chunk: Chunk, start: int) -> None:
+        """Compute the counter keys of impressions from event `start` on, by items as they are."""
+        e, shown = chunk.events, chunk.shown
+        rows = start + np.flatnonzero(e.kind[start:] == EventKind.IMPRESSION)
+        if not len(rows):
+            return
+        m = e.row[rows]
+        user, item = e.user[rows], e.item[rows]
+        wants_items = any(
+            column.where.endswith("attribute")
+            for counter in self._plan.counters
+            for column in counter.columns
+        )
+        attribute = (np.zeros((0, 0), np.int64), np.zeros((0, 0), np.int64))
+        if wants_items:
+            found = self._items.attribute_columns(item)
+            multi = [np.zeros((len(rows), 0), np.int64), *found.multi_nM]
+            attribute = (found.ids_nA, np.concatenate(multi, axis=1))
+        event = (shown.ids[m], shown.multi[m])
+        shown.counter_keys[m, 0] = self._plan.prior_key
+        for j, counter in enumerate(self._plan.counters, start=1):
+            columns = key_columns(counter, user, item, event, attribute)
+            shown.counter_keys[m, j] = combined(columns, counter.salt)
+
+    def tick(self, clock_ms: int) -> Chunk:
+        """A chunk of one watermark: event time alone goes on."""
+        one = np.array([clock_ms], np.int64)
+        zero = np.zeros(1, np.int64)
+        shape = self._plan.shape
+        events = k.Events(
+            kind=np.full(1, EventKind.WATERMARK, np.uint8), clock=one, ts=one, key=zero,
+            impression_key=zero, request=zero, item=zero, user=zero,
+            click_kind=np.full(1, -1, np.int16), row=np.full(1, -1, np.int32),
+            verdict=np.zeros(1, np.uint8),
+        )  # fmt: skip
+        shown = k.Shown(
+            ids=np.zeros((0, shape.ids), np.int64), multi=np.zeros((0, shape.multi), np.int64),
+            dense=np.zeros((0, shape.dense), np.float32),
+            click_keys=np.zeros((0, shape.labels), np.int64),
+            counter_keys=np.zeros((0, shape.counters), np.int64),
+        )  # fmt: skip
+        return Chunk(events=events, shown=shown)

@@ -1,0 +1,277 @@
+"""Join: impressions meet their clicks in event time, with user state frozen at the impression.
+
+Holds the arrays that `stream/kernels` works on, makes room before each call, reads samples out,
+and exports all of it. Decides nothing about labels beyond the windows (`stream/label_policy`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infra.state import Part
+from stream import kernels as k
+from stream.counters import CounterTable, GlobalCounters
+from stream.samples import Samples
+from stream.user_state import UserState, grown_table, table_of, table_rows
+
+KINDS_MAX = 31
+_QUEUES = ("heap", "free", "fresh", "out", "pending")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JoinShape:
+    """Widths of the arrays: id fields, several-valued places, dense fields, label kinds, all click
+    kinds, counters, decayed counters, and the lengths of the histories."""
+
+    ids: int
+    multi: int
+    dense: int
+    labels: int
+    kinds: int
+    counters: int
+    decayed: int
+    histories: tuple[int, ...]
+
+
+class JoinState:
+    """All state between released events and samples, in arrays."""
+
+    def __init__(self, shape: JoinShape, params: k.Params) -> None:
+        """Empty state; raises ValueError when there are too many click kinds."""
+        if shape.kinds > KINDS_MAX:
+            raise ValueError(f"at most {KINDS_MAX} click kinds fit, got {shape.kinds}")
+        self.shape, self.params = shape, params
+        self.users = UserState(
+            histories=len(shape.histories), ring=params.ring,
+            users_max=params.users_max, items_max=params.items_max,
+        )  # fmt: skip
+        self.user_counters = CounterTable("user_counters", shape.labels, params.counters_max)
+        self.global_counters = GlobalCounters(shape.labels, params.counters_max)
+        self.names: dict[int, tuple[int | str, int | str, int | str]] = {}
+        self.truncated_histories = 0
+        self.opened = _open_arrays(shape, 0)
+        self.queues = k.Queues(
+            seen=np.zeros((1 << 12, 2), np.int64), forget=np.zeros((1 << 12, 2), np.int64),
+            heap=np.zeros((0, 3), np.int64), free=np.zeros(0, np.int64),
+            fresh=np.zeros((0, 2), np.int64), out=np.zeros(0, np.int64),
+            pending=np.zeros((0, 4), np.int64), scalars=np.zeros(k.SCALARS, np.int64),
+            tallies=np.zeros((shape.kinds + 1, k.TALLIES), np.int64),
+        )  # fmt: skip
+        self.reserve(1 << 10)
+
+    def advance(
+        self, events: k.Events, start: int, stop: int, shown: k.Shown
+    ) -> tuple[int, int]:
+        """(next event, DONE | BATCH); see `kernels.advance`. Room must have been reserved."""
+        counters = k.Counters(self.user_counters.records, self.global_counters.records)
+        i, status = k.advance(
+            events, start, stop, shown, self.queues, self.opened, self.users.arrays, counters,
+            self.params,
+        )  # fmt: skip
+        return int(i), int(status)
+
+    def reserve(self, n: int) -> None:
+        """Make room for n more events of any kind."""
+        q, s, shape = self.queues, self.queues.scalars, self.shape
+        if s[k.N_FREE] < n:
+            self._grow_slots(n)
+            q = self.queues
+        slots = len(self.opened.key)
+        q = q._replace(
+            seen=grown_table(q.seen, int(s[k.N_SEEN]) + n),
+            heap=_room(q.heap, slots), out=_room(q.out, slots),
+            fresh=_room(q.fresh, int(s[k.N_FRESH]) + n),
+            pending=_room(q.pending, int(s[k.N_PENDING]) + n * (1 + shape.labels)),
+        )  # fmt: skip
+        waiting = int(s[k.FORGET_TAIL] - s[k.FORGET_HEAD])
+        if waiting + n > len(q.forget):
+            q = q._replace(forget=_grown_ring(q.forget, s, waiting + n))
+        self.queues = q
+        self.users.reserve(int(s[k.N_USERS]), int(s[k.N_ITEMS]), n)
+        used = int(s[k.N_USER_COUNTERS]), int(s[k.N_GLOBAL_COUNTERS])
+        is_global = self.params.is_global.astype(bool)
+        for table, u, mask in (
+            (self.user_counters, used[0], ~is_global), (self.global_counters, used[1], is_global)
+        ):  # fmt: skip
+            moved = table.reserve(u, n * int(mask.sum()))
+            if moved is not None:
+                rows = self.opened.counter_row
+                rows[:, mask] = moved[rows[:, mask]]
+
+    def _grow_slots(self, n: int) -> None:
+        q, s = self.queues, self.queues.scalars
+        old = len(self.opened.key)
+        new = max(1 << 11, 2 * old)
+        while new - old + int(s[k.N_FREE]) < n:
+            new *= 2
+        self.opened = k.Open(*(_room(a, new) for a in self.opened))
+        self.opened.counter_row[old:] = -1
+        free = _room(q.free, new)
+        free[s[k.N_FREE] : s[k.N_FREE] + new - old] = np.arange(new - 1, old - 1, -1)
+        s[k.N_FREE] += new - old
+        self.queues = q._replace(free=free)
+
+    @property
+    def clock_ms(self) -> int:
+        """Clock of the last released event."""
+        return int(self.queues.scalars[k.CLOCK])
+
+    def scalar(self, place: int) -> int:
+        """One of the counts in `kernels`."""
+        return int(self.queues.scalars[place])
+
+    def fresh(self) -> NDArray[np.int64]:
+        """Slots admitted since the last call, oldest first; evicted ones are left out."""
+        s = self.queues.scalars
+        rows = self.queues.fresh[: s[k.N_FRESH]]
+        s[k.N_FRESH] = 0
+        slots = rows[:, 0]
+        return slots[self.opened.number[slots] == rows[:, 1]]
+
+    def out(self) -> NDArray[np.int64]:
+        """Slots of the samples that wait for their batch, in order of settling."""
+        return self.queues.out[: self.queues.scalars[k.N_OUT]].copy()
+
+    def free(self, slots: NDArray[np.int64]) -> None:
+        """Give the slots of the learned batch back."""
+        s = self.queues.scalars
+        assert len(slots) == s[k.N_OUT], (len(slots), int(s[k.N_OUT]))
+        s[k.N_OUT] = 0
+        self.opened.number[slots] = -1
+        for key in self.opened.key[slots].tolist() if self.names else ():
+            self.names.pop(key, None)
+        self.queues.free[s[k.N_FREE] : s[k.N_FREE] + len(slots)] = slots[::-1]
+        s[k.N_FREE] += len(slots)
+
+    def is_open(self, key: int) -> bool:
+        """Whether the impression with this key is open or waits for its batch."""
+        place = k.find(self.queues.seen, key)
+        if place >= 0 and self.queues.seen[place, 1] >= k.OPEN_SLOT:
+            return True
+        return bool((self.opened.key[self.out()] == key).any())
+
+    def samples(self, slots: NDArray[np.int64]) -> Samples:
+        """The rows of these slots, copied out."""
+        o = self.opened
+        histories, lengths = [], []
+        for h, length in enumerate(self.shape.histories):
+            keys = np.empty((len(slots), length), np.int64)
+            length_n = np.empty(len(slots), np.int64)
+            self.truncated_histories += k.read_histories(
+                slots, o, self.users.arrays, h, self.params.ring, keys, length_n
+            )
+            histories.append(keys)
+            lengths.append(length_n)
+        return Samples(
+            key_n=o.key[slots], number_n=o.number[slots], request_n=o.request[slots],
+            item_n=o.item[slots], user_n=o.user[slots], ts_ms_n=o.ts[slots],
+            click_ts_nK=o.click_ts[slots], ids_nF=o.ids[slots], multi_nM=o.multi[slots],
+            dense_nX=o.dense[slots], counts_nJC=o.counts[slots], decayed_nDC=o.decayed[slots],
+            gap_ms_n=o.gap_ms[slots], interactions_n2=o.interactions[slots],
+            logit_n=o.logit[slots], sample_rate_n=np.ones(len(slots), np.float32),
+            history_nL=tuple(histories), history_len_n=tuple(lengths),
+            settle_ms=self.clock_ms - self.params.lateness_ms,
+        )  # fmt: skip
+
+    def export_full(self) -> Sequence[Part]:
+        """Open impressions, ids, queues (`join`); users; both kinds of counters."""
+        q, s = self.queues, self.queues.scalars
+        used = np.union1d(q.heap[: s[k.N_HEAP], 2], self.out())
+        arrays: dict[str, NDArray[Any]] = {f"open_{n}": getattr(self.opened, n)[used]
+                                           for n in k.Open._fields}  # fmt: skip
+        for name, n in zip(
+            _QUEUES, (k.N_HEAP, k.N_FREE, k.N_FRESH, k.N_OUT, k.N_PENDING), strict=True
+        ):
+            arrays[name] = getattr(q, name)[: s[n]].copy()
+        order = np.arange(s[k.FORGET_HEAD], s[k.FORGET_TAIL]) & (len(q.forget) - 1)
+        arrays |= {"used": used, "seen": table_rows(q.seen), "forget": q.forget[order],
+                   "scalars": s.copy(), "tallies": q.tallies.copy()}  # fmt: skip
+        names = [[key, *self.names[key]] for key in sorted(self.names)]
+        meta = {"slots": len(self.opened.key), "names": names,
+                "truncated_histories": self.truncated_histories}  # fmt: skip
+        return [
+            Part(name="join", part_class="train", arrays=arrays, meta=meta),
+            self.users.export(int(s[k.N_USERS])),
+            self.user_counters.export("serve"),
+            self.global_counters.export("serve"),
+        ]
+
+    def export_since(self, mark: int) -> Sequence[Part]:
+        """Full parts: open impressions turn over within minutes, so nothing would be saved."""
+        del mark
+        return self.export_full()
+
+    def apply(self, parts: Mapping[str, Part]) -> None:
+        """Take the state of parts; raises KeyError, TypeError or ValueError on a misfit."""
+        part = parts["join"]
+        slots, used = int(part.meta["slots"]), part.array("used", np.int64)
+        opened = _open_arrays(self.shape, slots)
+        for name in k.Open._fields:
+            target, source = getattr(opened, name), part.array(f"open_{name}")
+            if target.shape[1:] != source.shape[1:] or target.dtype != source.dtype:
+                raise ValueError(
+                    f"part 'join', array 'open_{name}': expected rows of {target.shape[1:]} "
+                    f"{target.dtype}, got {source.shape[1:]} {source.dtype}"
+                )
+            target[used] = source
+        scalars, tallies = part.array("scalars", np.int64).copy(), part.array("tallies", np.int64)
+        if tallies.shape != self.queues.tallies.shape or len(scalars) != k.SCALARS:
+            raise ValueError("part 'join': other click kinds, or of another version")
+        forget = part.array("forget", np.int64)
+        scalars[k.FORGET_HEAD], scalars[k.FORGET_TAIL] = 0, len(forget)
+        queues = {n: _room(part.array(n, np.int64).copy(), slots) for n in _QUEUES}
+        capacity = 1 << max(12, len(forget).bit_length())
+        self.opened = opened
+        self.queues = k.Queues(
+            seen=table_of(part.array("seen", np.int64)), forget=_room(forget.copy(), capacity),
+            scalars=scalars, tallies=tallies.copy(), **queues,
+        )  # fmt: skip
+        self.names = {row[0]: (row[1], row[2], row[3]) for row in part.meta["names"]}
+        self.truncated_histories = int(part.meta["truncated_histories"])
+        self.users.apply(parts)
+        self.user_counters.apply(parts)
+        self.global_counters.apply(parts)
+        self.reserve(1)
+
+
+def _open_arrays(shape: JoinShape, n: int) -> k.Open:
+    def i64(*width: int) -> k.I64:
+        return np.zeros((n, *width), np.int64)
+
+    def f32(*width: int) -> NDArray[np.float32]:
+        return np.zeros((n, *width), np.float32)
+
+    return k.Open(
+        key=i64(), number=i64() - 1, request=i64(), item=i64(), user=i64(), ts=i64(),
+        user_row=i64(), click_ts=i64(shape.labels), ids=i64(shape.ids), multi=i64(shape.multi),
+        dense=f32(shape.dense), counter_row=i64(shape.counters) - 1,
+        counts=np.zeros((n, shape.counters, 2 + shape.labels), np.int32),
+        decayed=f32(shape.decayed, 1 + shape.labels), history_seq=i64(len(shape.histories)),
+        gap_ms=i64(), interactions=i64(2), logit=f32(),
+    )  # fmt: skip
+
+
+def _room(array: NDArray[Any], n: int) -> NDArray[Any]:
+    """The array with at least n rows: itself, or a copy grown with zeros."""
+    if len(array) >= n:
+        return array
+    new = np.zeros((max(n, 2 * len(array)), *array.shape[1:]), array.dtype)
+    new[: len(array)] = array
+    return new
+
+
+def _grown_ring(ring: k.I64, s: k.I64, need: int) -> k.I64:
+    """A larger ring with the same entries; its head moves to 0."""
+    capacity = len(ring)
+    while capacity < need:
+        capacity *= 2
+    new = np.zeros((capacity, 2), np.int64)
+    order = np.arange(s[k.FORGET_HEAD], s[k.FORGET_TAIL]) & (len(ring) - 1)
+    new[: len(order)] = ring[order]
+    s[k.FORGET_HEAD], s[k.FORGET_TAIL] = 0, len(order)
+    return new

@@ -1,0 +1,697 @@
+"""The sequential loop of the join: compiled, over arrays, one released event after the other.
+
+Does no allocation and raises nothing: `stream/join` reserves room before each call. Everything
+that these kernels call is in this file, because numba's cache does not see changes elsewhere.
+Runs unchanged as plain Python with NUMBA_DISABLE_JIT=1.
+
+Events of one key time (`clock`) see the same state: what they change waits in `pending` until the
+clock moves. Nothing settles while `pending` is filled, so a slot is never freed with its exposure
+still to be counted.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+I64 = NDArray[np.int64]
+
+# Status of `advance`.
+DONE, BATCH = 0, 1
+
+# Verdicts on events.
+OK, DUPLICATE, TOO_LATE = 0, 1, 2
+
+# Values of the table `seen`: an open slot, done, or (above 0) the time of an early click.
+OPEN_SLOT = 1 << 62
+SEEN_DONE = -1
+
+# Places in `scalars`.
+(
+    CLOCK, FLOOR, ADMITTED, N_FREE, N_HEAP, N_FRESH, N_OUT, N_PENDING, FORGET_HEAD, FORGET_TAIL,
+    N_SEEN, N_USERS, N_USER_COUNTERS, N_GLOBAL_COUNTERS, N_ITEMS, FIRST_SETTLE, DUPLICATES,
+    TOO_LATE_IMPRESSIONS, LATE_IMPRESSIONS, OVERFLOW_USERS, OVERFLOW_COUNTERS,
+    EVICTED, OPEN_COUNT, WAITING, SCALARS,
+) = range(25)  # fmt: skip
+
+# Places in a row of `tallies` (one row a click kind; the last row is for unknown kinds).
+(
+    JOINED, LATE, DUPLICATE_CLICK, ORPHAN, ORGANIC, POSITIVE, NEGATIVE, EVICTED_OPEN, TOO_LATE_CLICK,
+    TALLIES,
+) = range(10)  # fmt: skip
+
+# Operations in `pending`.
+EXPOSED, CLICKED, INTERACTED = 0, 1, 2
+
+
+class Events(NamedTuple):
+    """A chunk of released events, in key order. `key` identifies the event for ever (rule 11)."""
+
+    kind: NDArray[np.uint8]
+    clock: I64
+    ts: I64
+    key: I64
+    impression_key: I64
+    request: I64
+    item: I64
+    user: I64
+    click_kind: NDArray[np.int16]
+    row: NDArray[np.int32]
+    verdict: NDArray[np.uint8]
+
+
+class Shown(NamedTuple):
+    """What the impression rows of a chunk bring: features, keys of their clicks and counters."""
+
+    ids: I64
+    multi: I64
+    dense: NDArray[np.float32]
+    click_keys: I64
+    counter_keys: I64
+
+
+class Open(NamedTuple):
+    """Open impressions by slot: their fields, frozen state, and the facts known of them."""
+
+    key: I64
+    number: I64
+    request: I64
+    item: I64
+    user: I64
+    ts: I64
+    user_row: I64
+    click_ts: I64
+    ids: I64
+    multi: I64
+    dense: NDArray[np.float32]
+    counter_row: I64
+    counts: NDArray[np.int32]
+    decayed: NDArray[np.float32]
+    history_seq: I64
+    gap_ms: I64
+    interactions: I64
+    logit: NDArray[np.float32]
+
+
+class Queues(NamedTuple):
+    """Tables and queues around the slots."""
+
+    seen: I64
+    forget: I64
+    heap: I64
+    free: I64
+    fresh: I64
+    out: I64
+    pending: I64
+    scalars: I64
+    tallies: I64
+
+
+class Users(NamedTuple):
+    """User state: histories as rings, time of the last impression, interactions; item counts."""
+
+    table: I64
+    ring: I64
+    seq: I64
+    last_ts: I64
+    interactions: I64
+    items: I64
+
+
+class Counters(NamedTuple):
+    """Counter records: keyed with the user id, and without it (rule 12)."""
+
+    by_user: NDArray[Any]
+    by_other: NDArray[Any]
+
+
+class Params(NamedTuple):
+    """Constants of a run."""
+
+    lateness_ms: int
+    window_ms: int
+    horizon_ms: int
+    linger_ms: int
+    batch_size: int
+    open_max: int
+    users_max: int
+    counters_max: int
+    items_max: int
+    bucket_ms: int
+    windows_ms: I64
+    history_mask: I64
+    ring: int
+    is_global: NDArray[np.uint8]
+    decay_row: I64
+    decay: NDArray[np.float32]
+
+
+@njit(cache=True, nogil=True)
+def find(table: I64, key: int) -> int:
+    """Place of `key` in a linear-probing table, or -1."""
+    mask = table.shape[0] - 1
+    i = key & mask
+    while True:
+        k = table[i, 0]
+        if k == key:
+            return i
+        if k == 0:
+            return -1
+        i = (i + 1) & mask
+
+
+@njit(cache=True, nogil=True)
+def insert(table: I64, key: int, value: int) -> None:
+    """Put a key that is not there yet."""
+    mask = table.shape[0] - 1
+    i = key & mask
+    while table[i, 0] != 0:
+        i = (i + 1) & mask
+    table[i, 0] = key
+    table[i, 1] = value
+
+
+@njit(cache=True, nogil=True)
+def delete(table: I64, place: int) -> None:
+    """Remove the entry at `place`; later ones of its run move up (backward-shift deletion)."""
+    mask = table.shape[0] - 1
+    i = place
+    j = place
+    while True:
+        j = (j + 1) & mask
+        k = table[j, 0]
+        if k == 0:
+            break
+        if ((j - (k & mask)) & mask) >= ((j - i) & mask):
+            table[i, 0] = k
+            table[i, 1] = table[j, 1]
+            i = j
+    table[i, 0] = 0
+    table[i, 1] = 0
+
+
+@njit(cache=True, nogil=True)
+def rehash(old: I64, new: I64) -> None:
+    """Fill the empty table `new` from `old`."""
+    for i in range(old.shape[0]):
+        if old[i, 0] != 0:
+            insert(new, old[i, 0], old[i, 1])
+
+
+@njit(cache=True, nogil=True)
+def rehash_counters(old: NDArray[Any], new: NDArray[Any], moved: I64) -> None:
+    """Fill the empty counter table `new` from `old`; `moved[old row]` is the new row."""
+    mask = new.shape[0] - 1
+    for i in range(old.shape[0]):
+        key = old[i]["key"]
+        if key != 0:
+            j = key & mask
+            while new[j]["key"] != 0:
+                j = (j + 1) & mask
+            new[j] = old[i]
+            moved[i] = j
+
+
+@njit(cache=True, nogil=True)
+def counter_row(table: NDArray[Any], key: int, scalars: I64, used: int, limit: int) -> int:
+    """Row of a counter, made when it is new; -1 when the table is at its limit."""
+    mask = table.shape[0] - 1
+    i = key & mask
+    while True:
+        k = table[i]["key"]
+        if k == key:
+            return i
+        if k == 0:
+            if scalars[used] >= limit:
+                scalars[OVERFLOW_COUNTERS] += 1
+                return -1
+            table[i]["key"] = key
+            scalars[used] += 1
+            return i
+        i = (i + 1) & mask
+
+
+@njit(cache=True, nogil=True)
+def user_row(users: Users, key: int, scalars: I64, limit: int) -> int:
+    """Row of a user, made when it is new; -1 when there are too many."""
+    i = find(users.table, key)
+    if i >= 0:
+        return users.table[i, 1]
+    if scalars[N_USERS] >= limit:
+        scalars[OVERFLOW_USERS] += 1
+        return -1
+    row = scalars[N_USERS]
+    scalars[N_USERS] += 1
+    insert(users.table, key, row)
+    return row
+
+
+@njit(cache=True, nogil=True)
+def push_heap(heap: I64, n: int, settle: int, number: int, slot: int) -> None:
+    """Add (settle time, admission number, slot) to a heap of n entries."""
+    i = n
+    while i > 0:
+        p = (i - 1) >> 1
+        if heap[p, 0] < settle or (heap[p, 0] == settle and heap[p, 1] < number):
+            break
+        heap[i, 0] = heap[p, 0]
+        heap[i, 1] = heap[p, 1]
+        heap[i, 2] = heap[p, 2]
+        i = p
+    heap[i, 0] = settle
+    heap[i, 1] = number
+    heap[i, 2] = slot
+
+
+@njit(cache=True, nogil=True)
+def pop_heap(heap: I64, n: int) -> None:
+    """Drop the first of n entries."""
+    last = n - 1
+    settle, number, slot = heap[last, 0], heap[last, 1], heap[last, 2]
+    i = 0
+    while True:
+        child = 2 * i + 1
+        if child >= last:
+            break
+        right = child + 1
+        if right < last and (
+            heap[right, 0] < heap[child, 0]
+            or (heap[right, 0] == heap[child, 0] and heap[right, 1] < heap[child, 1])
+        ):
+            child = right
+        if settle < heap[child, 0] or (settle == heap[child, 0] and number < heap[child, 1]):
+            break
+        heap[i, 0] = heap[child, 0]
+        heap[i, 1] = heap[child, 1]
+        heap[i, 2] = heap[child, 2]
+        i = child
+    heap[i, 0] = settle
+    heap[i, 1] = number
+    heap[i, 2] = slot
+
+
+@njit(cache=True, nogil=True)
+def remember(queues: Queues, key: int, value: int, until: int) -> None:
+    """Note an id in `seen`, and when it may be forgotten."""
+    s = queues.scalars
+    insert(queues.seen, key, value)
+    s[N_SEEN] += 1
+    tail = s[FORGET_TAIL] & (queues.forget.shape[0] - 1)
+    queues.forget[tail, 0] = key
+    queues.forget[tail, 1] = until
+    s[FORGET_TAIL] += 1
+
+
+@njit(cache=True, nogil=True)
+def forget(queues: Queues, watermark: int, n_kinds: int) -> None:
+    """Drop ids whose time is over; an early click among them is an orphan (rule 11)."""
+    s = queues.scalars
+    ring = queues.forget
+    while s[FORGET_HEAD] < s[FORGET_TAIL]:
+        head = s[FORGET_HEAD] & (ring.shape[0] - 1)
+        if ring[head, 1] >= watermark:
+            break
+        place = find(queues.seen, ring[head, 0])
+        value = queues.seen[place, 1]
+        if 0 < value < OPEN_SLOT:
+            queues.tallies[value & 31, ORPHAN] += 1
+            s[WAITING] -= 1
+        delete(queues.seen, place)
+        s[N_SEEN] -= 1
+        s[FORGET_HEAD] += 1
+
+
+@njit(cache=True, nogil=True)
+def apply_pending(
+    queues: Queues, opened: Open, users: Users, counters: Counters, p: Params
+) -> None:
+    """Let the events of the key time that is over change user state and counters."""
+    s = queues.scalars
+    pending = queues.pending
+    for i in range(s[N_PENDING]):
+        a = pending[i, 1]
+        if pending[i, 0] == EXPOSED:
+            if opened.number[a] != pending[i, 2]:  # evicted within its own key time
+                continue
+            for j in range(opened.counter_row.shape[1]):
+                row = opened.counter_row[a, j]
+                if row >= 0:
+                    if p.is_global[j]:
+                        counters.by_other[row]["x"] += 1
+                    else:
+                        counters.by_user[row]["x"] += 1
+            if opened.user_row[a] >= 0:
+                users.last_ts[opened.user_row[a]] = opened.ts[a]
+            continue
+        item, kind = pending[i, 2], pending[i, 3]
+        if a >= 0:
+            for h in range(p.history_mask.shape[0]):
+                if (p.history_mask[h] >> kind) & 1:
+                    seq = users.seq[a, h]
+                    users.ring[a, h * p.ring + (seq & (p.ring - 1))] = item
+                    users.seq[a, h] = seq + 1
+            if pending[i, 0] == INTERACTED:
+                users.interactions[a] += 1
+        if pending[i, 0] == INTERACTED:
+            place = find(users.items, item)
+            if place >= 0:
+                users.items[place, 1] += 1
+            elif s[N_ITEMS] < p.items_max:
+                insert(users.items, item, 1)
+                s[N_ITEMS] += 1
+    s[N_PENDING] = 0
+
+
+@njit(cache=True, nogil=True)
+def push_pending(queues: Queues, op: int, a: int, item: int, kind: int) -> None:
+    """Note a change for the next key time."""
+    i = queues.scalars[N_PENDING]
+    queues.pending[i, 0] = op
+    queues.pending[i, 1] = a
+    queues.pending[i, 2] = item
+    queues.pending[i, 3] = kind
+    queues.scalars[N_PENDING] = i + 1
+
+
+@njit(cache=True, nogil=True)
+def count_outcome(
+    opened: Open, slot: int, counters: Counters, bucket: int, p: Params
+) -> None:
+    """Add a settled impression and its outcome to its rate counters, together (rule 4)."""
+    n_kinds = p.windows_ms.shape[0]
+    for j in range(opened.counter_row.shape[1]):
+        row = opened.counter_row[slot, j]
+        if row < 0:
+            continue
+        table = counters.by_other if p.is_global[j] else counters.by_user
+        table[row]["n"] += 1
+        d = p.decay_row[j]
+        factor = np.float32(1.0)
+        if d >= 0:
+            age = bucket - table[row]["bucket"]
+            factor = p.decay[d, age] if age < p.decay.shape[1] else np.float32(0.0)
+            table[row]["bucket"] = bucket
+            table[row]["dn"] = table[row]["dn"] * factor + np.float32(1.0)
+        for k in range(n_kinds):
+            hit = opened.click_ts[slot, k] > 0
+            if hit:
+                table[row]["c"][k] += 1
+            if d >= 0:
+                table[row]["dc"][k] = table[row]["dc"][k] * factor + np.float32(hit)
+
+
+@njit(cache=True, nogil=True)
+def close_first(queues: Queues, opened: Open, place_of: int, n_kinds: int) -> int:
+    """Take the first open impression off the heap; its slot. Its id stays in `seen` as done."""
+    s = queues.scalars
+    slot = queues.heap[0, 2]
+    pop_heap(queues.heap, s[N_HEAP])
+    s[N_HEAP] -= 1
+    s[OPEN_COUNT] -= 1
+    place = find(queues.seen, opened.key[slot])
+    if place >= 0:
+        queues.seen[place, 1] = SEEN_DONE
+    for k in range(n_kinds):
+        if place_of == EVICTED_OPEN:
+            queues.tallies[k, EVICTED_OPEN] += 1
+        elif opened.click_ts[slot, k] > 0:
+            queues.tallies[k, POSITIVE] += 1
+        else:
+            queues.tallies[k, NEGATIVE] += 1
+    return slot
+
+
+@njit(cache=True, nogil=True)
+def settle(queues: Queues, opened: Open, counters: Counters, watermark: int, p: Params) -> int:
+    """Move impressions whose windows are over to `out`; BATCH when a batch is full or due."""
+    s = queues.scalars
+    n_kinds = p.windows_ms.shape[0]
+    bucket = s[CLOCK] // p.bucket_ms
+    while s[N_HEAP] > 0 and queues.heap[0, 0] < watermark:
+        if s[N_OUT] > 0:
+            last = queues.out[s[N_OUT] - 1]
+            same = opened.request[last] == opened.request[queues.heap[0, 2]]
+            full = s[N_OUT] >= p.batch_size
+            due = queues.heap[0, 0] > s[FIRST_SETTLE] + p.linger_ms
+            if (full or due) and not same:
+                return BATCH
+        else:
+            s[FIRST_SETTLE] = queues.heap[0, 0]
+        slot = close_first(queues, opened, POSITIVE, n_kinds)
+        count_outcome(opened, slot, counters, bucket, p)
+        queues.out[s[N_OUT]] = slot
+        s[N_OUT] += 1
+    if s[N_OUT] >= p.batch_size:
+        return BATCH
+    if s[N_OUT] > 0 and watermark > s[FIRST_SETTLE] + p.linger_ms:
+        return BATCH
+    return DONE
+
+
+@njit(cache=True, nogil=True)
+def freeze_counters(
+    opened: Open, slot: int, keys: I64, counters: Counters, s: I64, bucket: int, p: Params
+) -> None:
+    """Copy the counters of an impression as they are now; their rows are kept for settling."""
+    n_kinds = p.windows_ms.shape[0]
+    for j in range(keys.shape[0]):
+        d = p.decay_row[j]
+        row = -1
+        if keys[j] != 0:
+            if p.is_global[j]:
+                row = counter_row(
+                    counters.by_other, keys[j], s, N_GLOBAL_COUNTERS, p.counters_max
+                )
+            else:
+                row = counter_row(counters.by_user, keys[j], s, N_USER_COUNTERS, p.counters_max)
+        opened.counter_row[slot, j] = row
+        if row < 0:
+            opened.counts[slot, j, :] = 0
+            if d >= 0:
+                opened.decayed[slot, d, :] = np.float32(0.0)
+            continue
+        table = counters.by_other if p.is_global[j] else counters.by_user
+        opened.counts[slot, j, 0] = table[row]["n"]
+        opened.counts[slot, j, 1] = table[row]["x"]
+        for k in range(n_kinds):
+            opened.counts[slot, j, 2 + k] = table[row]["c"][k]
+        if d >= 0:
+            age = bucket - table[row]["bucket"]
+            factor = p.decay[d, age] if age < p.decay.shape[1] else np.float32(0.0)
+            opened.decayed[slot, d, 0] = table[row]["dn"] * factor
+            for k in range(n_kinds):
+                opened.decayed[slot, d, 1 + k] = table[row]["dc"][k] * factor
+
+
+@njit(cache=True, nogil=True)
+def join_early_clicks(queues: Queues, slot: int, opened: Open, keys: I64, p: Params) -> None:
+    """Give a new impression the clicks that came before it."""
+    s = queues.scalars
+    for k in range(p.windows_ms.shape[0]):
+        opened.click_ts[slot, k] = 0
+        place = find(queues.seen, keys[k])
+        if place < 0:
+            continue
+        value = queues.seen[place, 1]
+        if not 0 < value < OPEN_SLOT:
+            continue
+        queues.seen[place, 1] = SEEN_DONE
+        s[WAITING] -= 1
+        if value >> 5 <= opened.ts[slot] + p.windows_ms[k]:
+            opened.click_ts[slot, k] = value >> 5
+            queues.tallies[k, JOINED] += 1
+            push_pending(queues, CLICKED, opened.user_row[slot], opened.item[slot], k)
+        else:
+            queues.tallies[k, LATE] += 1
+            push_pending(queues, INTERACTED, opened.user_row[slot], opened.item[slot], k)
+
+
+@njit(cache=True, nogil=True)
+def admit(
+    e: Events, i: int, shown: Shown, queues: Queues, opened: Open, users: Users,
+    counters: Counters, p: Params,
+) -> None:  # fmt: skip
+    """Open a new impression: freeze its state, join what waited for it."""
+    s = queues.scalars
+    n_kinds = p.windows_ms.shape[0]
+    if s[OPEN_COUNT] >= p.open_max:
+        s[FLOOR] = max(s[FLOOR], queues.heap[0, 0] - p.window_ms)
+        old = close_first(queues, opened, EVICTED_OPEN, n_kinds)
+        opened.number[old] = -1
+        s[EVICTED] += 1
+        queues.free[s[N_FREE]] = old
+        s[N_FREE] += 1
+    m = e.row[i]
+    s[N_FREE] -= 1
+    slot = queues.free[s[N_FREE]]
+    number = s[ADMITTED]
+    s[ADMITTED] += 1
+    s[OPEN_COUNT] += 1
+    opened.key[slot] = e.key[i]
+    opened.number[slot] = number
+    opened.request[slot] = e.request[i]
+    opened.item[slot] = e.item[i]
+    opened.user[slot] = e.user[i]
+    opened.ts[slot] = e.ts[i]
+    opened.logit[slot] = np.float32(np.nan)
+    row = user_row(users, e.user[i], s, p.users_max)
+    opened.user_row[slot] = row
+    opened.gap_ms[slot] = -1
+    opened.interactions[slot, 0] = 0
+    for h in range(p.history_mask.shape[0]):
+        opened.history_seq[slot, h] = users.seq[row, h] if row >= 0 else 0
+    if row >= 0:
+        opened.interactions[slot, 0] = users.interactions[row]
+        if users.last_ts[row] > 0:
+            opened.gap_ms[slot] = max(e.ts[i] - users.last_ts[row], 0)
+    place = find(users.items, e.item[i])
+    opened.interactions[slot, 1] = users.items[place, 1] if place >= 0 else 0
+    for f in range(shown.ids.shape[1]):
+        opened.ids[slot, f] = shown.ids[m, f]
+    for f in range(shown.multi.shape[1]):
+        opened.multi[slot, f] = shown.multi[m, f]
+    for f in range(shown.dense.shape[1]):
+        opened.dense[slot, f] = shown.dense[m, f]
+    bucket = s[CLOCK] // p.bucket_ms
+    freeze_counters(opened, slot, shown.counter_keys[m], counters, s, bucket, p)
+    remember(queues, e.key[i], slot + OPEN_SLOT, s[CLOCK] + p.window_ms + p.horizon_ms)
+    join_early_clicks(queues, slot, opened, shown.click_keys[m], p)
+    push_pending(queues, EXPOSED, slot, number, 0)
+    due = e.ts[i] + p.window_ms
+    if due < s[CLOCK] - p.lateness_ms:
+        s[LATE_IMPRESSIONS] += 1
+    push_heap(queues.heap, s[N_HEAP], due, number, slot)
+    s[N_HEAP] += 1
+    queues.fresh[s[N_FRESH], 0] = slot
+    queues.fresh[s[N_FRESH], 1] = number
+    s[N_FRESH] += 1
+
+
+@njit(cache=True, nogil=True)
+def click(e: Events, i: int, queues: Queues, opened: Open, users: Users, p: Params) -> None:
+    """Join a click with its impression, or let it wait, or count it late (rules 4 and 11)."""
+    s = queues.scalars
+    kind = e.click_kind[i]
+    until = s[CLOCK] + p.window_ms + p.horizon_ms
+    place = find(queues.seen, e.impression_key[i])
+    if place < 0:
+        remember(queues, e.key[i], (e.ts[i] << 5) | kind, until)
+        s[WAITING] += 1
+        return
+    value = queues.seen[place, 1]
+    remember(queues, e.key[i], SEEN_DONE, until)
+    if value >= OPEN_SLOT:
+        slot = value - OPEN_SLOT
+        row = opened.user_row[slot]
+        if e.ts[i] <= opened.ts[slot] + p.windows_ms[kind]:
+            opened.click_ts[slot, kind] = e.ts[i]
+            queues.tallies[kind, JOINED] += 1
+            push_pending(queues, CLICKED, row, opened.item[slot], kind)
+            return
+    else:
+        row = user_row(users, e.user[i], s, p.users_max)
+    queues.tallies[kind, LATE] += 1
+    push_pending(queues, INTERACTED, row, e.item[i], kind)
+
+
+@njit(cache=True, nogil=True)
+def other_click(
+    e: Events, i: int, known: int, queues: Queues, users: Users, p: Params
+) -> None:
+    """A click of a kind without label: it feeds histories where its impression is known."""
+    s = queues.scalars
+    if known == queues.tallies.shape[0] - 1 or find(queues.seen, e.impression_key[i]) < 0:
+        queues.tallies[known, ORPHAN] += 1
+        return
+    remember(queues, e.key[i], SEEN_DONE, s[CLOCK] + p.window_ms + p.horizon_ms)
+    queues.tallies[known, JOINED] += 1
+    row = user_row(users, e.user[i], s, p.users_max)
+    push_pending(queues, CLICKED, row, e.item[i], known)
+
+
+@njit(cache=True, nogil=True)
+def advance(
+    e: Events, start: int, stop: int, shown: Shown, queues: Queues, opened: Open, users: Users,
+    counters: Counters, p: Params,
+) -> tuple[int, int]:  # fmt: skip
+    """(next event, DONE | BATCH) after events `start` to `stop`.
+
+    BATCH: `out` holds a batch; take it, free its slots, and call again from the same event. Where
+    a batch closes depends on the events alone, never on `start` and `stop`.
+    """
+    s = queues.scalars
+    n_kinds = p.windows_ms.shape[0]
+    for i in range(start, stop):
+        if e.clock[i] > s[CLOCK]:
+            if s[N_PENDING] > 0:
+                apply_pending(queues, opened, users, counters, p)
+            s[CLOCK] = e.clock[i]
+            watermark = s[CLOCK] - p.lateness_ms
+            s[FLOOR] = max(s[FLOOR], watermark - p.window_ms - p.horizon_ms)
+            if s[FORGET_HEAD] < s[FORGET_TAIL]:
+                forget(queues, watermark, n_kinds)
+        if s[N_PENDING] == 0:
+            watermark = s[CLOCK] - p.lateness_ms
+            if settle(queues, opened, counters, watermark, p) == BATCH:
+                return i, BATCH
+        kind = e.kind[i]
+        if kind > 2:
+            continue
+        known = queues.tallies.shape[0] - 1
+        if kind > 0 and e.click_kind[i] >= 0:
+            known = e.click_kind[i]
+        if e.ts[i] < s[FLOOR]:
+            e.verdict[i] = TOO_LATE
+            if kind == 0:
+                s[TOO_LATE_IMPRESSIONS] += 1
+            else:
+                queues.tallies[known, TOO_LATE_CLICK] += 1
+            continue
+        if find(queues.seen, e.key[i]) >= 0:
+            e.verdict[i] = DUPLICATE
+            if kind == 0:
+                s[DUPLICATES] += 1
+            else:
+                queues.tallies[known, DUPLICATE_CLICK] += 1
+            continue
+        if kind == 0:
+            admit(e, i, shown, queues, opened, users, counters, p)
+        elif kind == 2:
+            remember(queues, e.key[i], SEEN_DONE, s[CLOCK] + p.window_ms + p.horizon_ms)
+            queues.tallies[known, ORGANIC] += 1
+            row = user_row(users, e.user[i], s, p.users_max)
+            push_pending(queues, INTERACTED, row, e.item[i], known)
+        elif known < n_kinds:
+            click(e, i, queues, opened, users, p)
+        else:
+            other_click(e, i, known, queues, users, p)
+    return stop, DONE
+
+
+@njit(cache=True, nogil=True)
+def read_histories(
+    slots: I64, opened: Open, users: Users, h: int, ring: int, out: I64, length_n: I64
+) -> int:
+    """Fill `out` [n, L] with each slot's frozen history, oldest first; entries lost to the ring."""
+    lost = 0
+    length = out.shape[1]
+    for i in range(slots.shape[0]):
+        row = opened.user_row[slots[i]]
+        seq = opened.history_seq[slots[i], h]
+        n = 0
+        if row >= 0:
+            first = max(seq - length, 0)
+            safe = users.seq[row, h] - ring
+            if safe > first:
+                lost += min(safe, seq) - first
+                first = safe
+            for q in range(first, seq):
+                out[i, n] = users.ring[row, h * ring + (q & (ring - 1))]
+                n += 1
+        length_n[i] = n
+        for q in range(n, length):
+            out[i, q] = 0
+    return lost

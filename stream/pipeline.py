@@ -1,0 +1,266 @@
+"""OnlinePipeline: records in, a report out; the whole state in between (pure).
+
+decode, sequence, join, batch, assemble, predict, learn. Knows no clock, socket, file or global;
+`now_ms` is used for nothing but the report. Replay and worker run this same object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from infra.state import Part
+from learners.learner import Learner
+from stream import kernels as k
+from stream.assemble import Assembler
+from stream.codec import ClickDecoder, ImpressionDecoder
+from stream.columns import EventKind
+from stream.event_keys import Chunk, EventKeys
+from stream.feature_plan import FeaturePlan
+from stream.items import ItemTable
+from stream.join import JoinState
+from stream.ledger import Ledger
+from stream.positions import Position
+from stream.predictions import Predictions
+from stream.records import RecordBatch, TopicPartition
+from stream.samples import Samples
+from stream.sequencer import DeadLetter, Released, Sequencer
+
+Span = Callable[[str], AbstractContextManager[Any]]
+
+
+def no_span(name: str) -> AbstractContextManager[None]:
+    """The span that measures nothing."""
+    del name
+    return nullcontext()
+
+
+@dataclass(slots=True, kw_only=True)
+class PipelineReport:
+    """What one `process` did: rows released, samples learned, predictions, dead letters."""
+
+    now_ms: int
+    events: int = 0
+    samples: int = 0
+    steps: int = 0
+    predictions: list[Predictions] = field(default_factory=list)
+    losses: list[torch.Tensor] = field(default_factory=list)
+    dead_letters: list[DeadLetter] = field(default_factory=list)
+    clock_ms: int = 0
+
+
+class OnlinePipeline:
+    """The stages, wired once. One thread calls all of it."""
+
+    def __init__(
+        self, plan: FeaturePlan, learner: Learner, items: ItemTable, *, span: Span = no_span
+    ) -> None:
+        """Empty state; `assign` says which partitions there are."""
+        stream, topics = plan.config.stream, plan.config.topics
+        self.plan, self.learner, self.items = plan, learner, items
+        self._span = span
+        self._impressions = ImpressionDecoder(plan.impression_spec)
+        self._clicks = ClickDecoder(plan.click_spec)
+        self._topics = {topics.impressions: 0, topics.clicks: 1}
+        self.sequencer = Sequencer(
+            max_jump_ms=stream.max_jump_ms, buffered_max=stream.buffered_max
+        )
+        self.join = JoinState(plan.shape, plan.params())
+        self._keys = EventKeys(plan, items)
+        self._assembler = Assembler(plan, items)
+        self.ledger = Ledger()
+        self.counts: dict[str, int] = {
+            "events": 0, "rejected": 0, "steps": 0, "unknown_click_kinds": 0
+        }  # fmt: skip
+        self.rejected_by_reason: dict[str, int] = {}
+        self.unknown_fields: dict[str, int] = {}
+        self._started = False
+
+    def assign(self, positions: Sequence[Position]) -> None:
+        """Take partitions on, at their positions; those held already stay as they are."""
+        self.sequencer.assign(self._topics, positions)
+
+    def wants(self) -> frozenset[TopicPartition]:
+        """Partitions whose records may be fetched now."""
+        return self.sequencer.wants()
+
+    def positions(self) -> Mapping[TopicPartition, Position]:
+        """How far each partition has been released and processed."""
+        return self.sequencer.positions()
+
+    def process(self, batches: Sequence[RecordBatch], now_ms: int) -> PipelineReport:
+        """Take records of any partitions and do all that they allow."""
+        report = PipelineReport(now_ms=now_ms)
+        with self._span("decode"):
+            for batch in batches:
+                self._push(batch)
+        with self._span("sequence"):
+            released = self.sequencer.release()
+        if released is not None:
+            self._run(released, report)
+        report.clock_ms = self.join.clock_ms
+        return report
+
+    def idle(self, silent: Sequence[TopicPartition], elapsed_ms: int, now_ms: int) -> PipelineReport:
+        """Live only: silent partitions no longer hold others back; when all are silent, event
+        time goes on by `elapsed_ms`. Each advance is counted (rule 2)."""
+        report = PipelineReport(now_ms=now_ms)
+        self.sequencer.set_idle(silent)
+        self.sequencer.idle_advances += 1
+        released = self.sequencer.release()
+        if released is not None:
+            self._run(released, report)
+        elif set(silent) >= set(self.sequencer.partitions) and self.join.clock_ms:
+            self._events(self._keys.tick(self.join.clock_ms + elapsed_ms), report)
+        report.clock_ms = self.join.clock_ms
+        return report
+
+    def _push(self, batch: RecordBatch) -> None:
+        decoder = self._impressions if self._topics[batch.tp.topic] == 0 else self._clicks
+        columns = decoder.decode(batch)
+        for name, n in columns.unknown_fields.items():
+            self.unknown_fields[name] = self.unknown_fields.get(name, 0) + n
+        self.sequencer.push(batch, columns)
+
+    def _run(self, released: Released, report: PipelineReport) -> None:
+        if not self._started:
+            self.items.apply_until(int(released.clock_n[0]))
+            self._started = True
+        for letter in released.rejected:
+            self._reject(letter, report)
+        unknown = (released.click_kind_n < 0) & np.isin(
+            released.kind_n, (EventKind.CLICK, EventKind.ORGANIC)
+        )
+        self.counts["unknown_click_kinds"] += int(np.count_nonzero(unknown))
+        verdicts = self._events(self._keys.chunk(released), report)
+        for i in np.flatnonzero(verdicts == k.TOO_LATE):
+            detail = f"ts_ms {released.ts_ms_n[i]} is below the floor of the duplicate memory"
+            self._reject(released.dead_letter(int(i), "too_late", detail), report)
+
+    def _reject(self, letter: DeadLetter, report: PipelineReport) -> None:
+        report.dead_letters.append(letter)
+        if letter.reason != "too_late":
+            self.counts["rejected"] += 1
+        n = self.rejected_by_reason.get(letter.reason, 0)
+        self.rejected_by_reason[letter.reason] = n + 1
+
+    def _events(self, chunk: Chunk, report: PipelineReport) -> NDArray[np.uint8]:
+        """Run the join over a chunk, with a learn step wherever a batch closes."""
+        n = len(chunk.events.kind)
+        start, size = 0, self.plan.config.stream.max_slice_events
+        if chunk.names is not None:
+            self._note_names(chunk)
+        while start < n:
+            stop = min(n, start + size)
+            self.join.reserve(stop - start)
+            while start < stop:
+                with self._span("join"):
+                    start, status = self.join.advance(chunk.events, start, stop, chunk.shown)
+                if status == k.BATCH:
+                    version = self.items.version
+                    self._step(report)
+                    if self.items.version != version:
+                        self._keys.refresh(chunk, start)
+        self._forget_names(chunk)
+        self.counts["events"] += n
+        report.events += n
+        return chunk.events.verdict
+
+    def _note_names(self, chunk: Chunk) -> None:
+        """Keep string ids while their impressions are open: keys do not give them back."""
+        rows = np.flatnonzero(chunk.events.kind == EventKind.IMPRESSION)
+        keys = chunk.events.key[rows].tolist()
+        for key, m in zip(keys, chunk.events.row[rows].tolist(), strict=True):
+            name = chunk.names[m] if chunk.names is not None else None
+            if name is not None:
+                self.join.names.setdefault(key, name)
+
+    def _forget_names(self, chunk: Chunk) -> None:
+        if chunk.names is None:
+            return
+        unused = chunk.events.verdict != k.OK
+        for key in chunk.events.key[unused].tolist():
+            if key in self.join.names and not self.join.is_open(key):
+                del self.join.names[key]
+
+    def _step(self, report: PipelineReport) -> None:
+        """One learn step: item updates, predictions of what was shown since the last, learning."""
+        self.items.apply_until(self.join.clock_ms)
+        if self.plan.config.stream.predict_at == "impression":
+            self._predict()
+        else:
+            self.join.fresh()
+        slots = self.join.out()
+        with self._span("assemble"):
+            samples = self.join.samples(slots)
+            batch = self._assembler.batch(samples)
+        with self._span("train_step"):
+            step = self.learner.learn_many(batch)
+        logits = samples.logit_n
+        if self.plan.config.stream.predict_at == "settle":
+            logits = step.logits_B.detach().cpu().numpy()
+        labels = batch.labels_BK.numpy()
+        report.predictions.append(self._predictions(samples, labels, logits))
+        report.losses.append(step.loss)
+        report.samples += len(samples)
+        report.steps += 1
+        self.counts["steps"] += 1
+        self.ledger.add(samples.key_n, labels)
+        self.join.free(slots)
+
+    def _predict(self) -> None:
+        """Predict all impressions released since the last step, with the weights as they are."""
+        slots = self.join.fresh()
+        size = 4 * self.plan.config.stream.batch_size
+        for first in range(0, len(slots), size):
+            part = slots[first : first + size]
+            with self._span("predict"):
+                batch = self._assembler.prediction_batch(self.join.samples(part))
+                logits = self.learner.predict_many(batch)
+            self.join.opened.logit[part] = logits.cpu().numpy()
+
+    def _predictions(
+        self, s: Samples, labels: NDArray[np.float32], logits: NDArray[np.float32]
+    ) -> Predictions:
+        names = [self.join.names.get(key) for key in s.key_n.tolist()] if self.join.names else None
+        return Predictions(
+            request_n=s.request_n, item_n=s.item_n, user_n=s.user_n, ts_ms_n=s.ts_ms_n,
+            labels_nK=labels, logit_n=logits, names=names,
+        )  # fmt: skip
+
+    def export_full(self) -> list[Part]:
+        """The whole state as parts; between two calls of `process` it is a consistent cut."""
+        meta = {
+            "sequencer": self.sequencer.export(), "counts": dict(self.counts),
+            "rejected_by_reason": dict(self.rejected_by_reason),
+            "unknown_fields": dict(self.unknown_fields), "ledger": self.ledger.to_map(),
+            "clock_jumps": self.sequencer.clock_jumps,
+            "idle_advances": self.sequencer.idle_advances, "started": self._started,
+        }  # fmt: skip
+        return [
+            Part(name="pipeline", part_class="train", meta=meta),
+            *self.join.export_full(),
+            *self.items.export_full(),
+            *self.learner.export_full(),
+        ]
+
+    def apply(self, parts: Mapping[str, Part]) -> None:
+        """Take the state of parts; continues bit for bit where `export_full` was called."""
+        meta = parts["pipeline"].meta
+        self.sequencer.restore(meta["sequencer"])
+        self.sequencer.clock_jumps = meta["clock_jumps"]
+        self.sequencer.idle_advances = meta["idle_advances"]
+        self.counts = dict(meta["counts"])
+        self.rejected_by_reason = dict(meta["rejected_by_reason"])
+        self.unknown_fields = dict(meta["unknown_fields"])
+        self.ledger = Ledger.from_map(meta["ledger"])
+        self._started = meta["started"]
+        self.join.apply(parts)
+        self.items.apply(parts)
+        self.learner.apply(parts)
