@@ -15,7 +15,7 @@ import msgpack
 import msgspec
 
 from stream.columns import Reason, Rejected
-from stream.events import SCHEMA_VERSION
+from stream.events import ID_BYTES_MAX, SCHEMA_VERSION, TIME_MAX_MS, TIME_MIN_MS
 
 _ID_FIELDS: Final = ("request_id", "user_id", "item_id")
 _DETAIL_CHARS: Final = 200
@@ -152,11 +152,23 @@ def diagnosis(event: object, body: type[msgspec.Struct], error: str) -> tuple[Re
         return Reason.WRONG_TYPE, f"expected a map, got {type(event).__name__}"
     if missing := [name for name in _required(body) if event.get(name) is None]:
         return Reason.MISSING_FIELD, f"no field '{missing[0]}'"
+    for name in _ID_FIELDS:
+        if _is_bad_id(event.get(name)):
+            return Reason.BAD_ID, f"{name}: expected 64 bits or 1 to {ID_BYTES_MAX} bytes"
+    time = event.get("ts_ms")
+    if type(time) is int and not TIME_MIN_MS <= time < TIME_MAX_MS:
+        return Reason.BAD_TIME, f"ts_ms: expected the years 2000 to 2099, got {time}"
     if "missing required field" in error:
         return Reason.MISSING_FIELD, error[:_DETAIL_CHARS]
     if re.search(r"length >= 1 - at `\$\.items`", error):
         return Reason.MISSING_FIELD, "items: the list is empty"
     return Reason.WRONG_TYPE, error[:_DETAIL_CHARS]
+
+
+def _is_bad_id(value: object) -> bool:
+    if isinstance(value, str):
+        return not 0 < len(value.encode()) <= ID_BYTES_MAX
+    return type(value) is int and not -(2**63) <= value < 2**63
 
 
 def _required(body: type[msgspec.Struct]) -> Sequence[str]:

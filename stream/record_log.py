@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from infra.errors import InputError
 from stream.records import RecordBatch, TopicPartition
 
 FORMAT_VERSION: Final = 1
@@ -36,7 +37,7 @@ _FIELDS: Final = (
 )
 
 
-class RecordLogUnusable(Exception):  # noqa: N818  # reads as the state of the file
+class RecordLogUnusable(InputError):  # noqa: N818  # reads as the state of the file
     """The file is no record log, or a damaged one; the message says what to do."""
 
 

@@ -1,0 +1,273 @@
+"""KuaiRand's tables to a record log. The only module that knows this data set.
+
+Clicks: `click` where `is_click`, 7 s after the impression (the publisher's "valid play"), or at the
+end of a shorter video; `long_view` where `long_view`, at the end of the play. Repeated rows are
+emitted again, so that what reads the log can prove itself on them. The lists of videos watched
+before the slice become organic events of kind `watch`: all entries of all users, also of users
+without an impression, stamped at strictly increasing milliseconds that end just before the slice's
+first impression. (A list has one time for all its entries; those of 565 users of the development
+slice end up to 47 minutes inside it, which is harmless: it is long before any evaluated span.)
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from infra.errors import InputError
+from stream.codec_write import (
+    click_body,
+    encode_columns,
+    encode_key,
+    impression_body,
+    item_body,
+)
+from stream.columns import I64
+from stream.events import EVENTS_PER_ENVELOPE_MAX
+from stream.importers.log_builder import Outgoing, write_log
+from stream.keys import combined, keys_of_ints, salt_of
+
+CLICK_DELAY_MS: Final = 7_000
+_HISTORY_FILES: Final = "user_history_before_*.parquet"
+_LOG_COLUMNS: Final = (
+    "user_id", "video_id", "time_ms", "is_click", "long_view", "play_time_ms", "duration_ms", "tab",
+)  # fmt: skip
+_POSITIVE: Final = np.int64(0x7FFF_FFFF_FFFF_FFFF)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KuaiRandImportConfig:
+    """Partitions of each topic, events in a row envelope (1: single events), span of impressions.
+
+    `to_ms` 0: no end.
+    """
+
+    partitions: int = 4
+    envelope: int = 1
+    from_ms: int = 0
+    to_ms: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        if self.partitions < 1:
+            raise ValueError(f"partitions must be at least 1, got {self.partitions}")
+        if not 1 <= self.envelope <= EVENTS_PER_ENVELOPE_MAX:
+            raise ValueError(f"envelope must be 1 to {EVENTS_PER_ENVELOPE_MAX}, got {self.envelope}")
+        if self.to_ms and self.from_ms >= self.to_ms:
+            raise ValueError("the span of impressions is empty: its start must lie before its end")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportCounts:
+    """Events written by kind, records by topic, and the log's identity."""
+
+    impressions: int
+    clicks: int
+    organic: int
+    items: int
+    records: Mapping[str, int]
+    source_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Tables:
+    log: pa.Table
+    videos: pa.Table
+    users: pa.Table | None
+    history: pa.Table | None
+
+    @property
+    def first_ms(self) -> int:
+        """Time of the first impression."""
+        return int(pc.min(self.log["time_ms"]).as_py())
+
+    @property
+    def longest_list(self) -> int:
+        """Entries of the longest history."""
+        if self.history is None or not len(self.history):
+            return 0
+        return int(pc.max(pc.list_value_length(self.history["watch_seq"])).as_py() or 0)
+
+
+def import_kuairand(
+    source: Path,
+    out: Path,
+    config: KuaiRandImportConfig,
+    on_records: Callable[[int], None] = lambda _: None,
+) -> ImportCounts:
+    """Write the record log `out` from the tables in the folder `source`.
+
+    Needs impressions.parquet and videos.parquet; users.parquet and one
+    user_history_before_*.parquet are optional. Raises InputError when a table is absent,
+    unreadable or lacks a column, or no impression lies in the span.
+    """
+    tables = _read_tables(source, config)
+    items = list(_items(tables))
+    clicks = list(_clicks(tables.log))
+    built = write_log(
+        out,
+        {
+            "items": items,
+            "impressions": _impressions(tables),
+            "clicks": [*_organic(tables), *clicks],
+        },
+        partitions=config.partitions,
+        envelope=config.envelope,
+        on_records=on_records,
+    )
+    lengths = pa.array([0])
+    if tables.history is not None:
+        lengths = pc.list_value_length(tables.history["watch_seq"])
+    return ImportCounts(
+        impressions=len(tables.log),
+        clicks=len(clicks),
+        organic=int(pc.sum(lengths).as_py() or 0),
+        items=len(items),
+        records=built.records,
+        source_id=built.source_id,
+    )
+
+
+def request_ids(log: pa.Table) -> I64:
+    """Positive 63-bit hash of (user, video, time, tab): the log itself names no request."""
+    columns = [keys_of_ints(log[name].to_numpy()) for name in ("user_id", "video_id", "time_ms", "tab")]
+    return np.maximum(combined(columns, salt_of("request")) & _POSITIVE, 1)
+
+
+def _read_tables(source: Path, config: KuaiRandImportConfig) -> _Tables:
+    log = _read(source / "impressions.parquet", _LOG_COLUMNS)
+    time_ms = log["time_ms"]
+    if config.from_ms:
+        log = log.filter(pc.greater_equal(time_ms, config.from_ms))
+    if config.to_ms:
+        log = log.filter(pc.less(log["time_ms"], config.to_ms))
+    if not len(log):
+        raise InputError(
+            f"{source / 'impressions.parquet'}: no impression in the span; it holds "
+            f"{pc.min(time_ms).as_py()} to {pc.max(time_ms).as_py()} (UTC milliseconds)"
+        )
+    users = source / "users.parquet"
+    histories = sorted(source.glob(_HISTORY_FILES))
+    if len(histories) > 1:
+        raise InputError(
+            f"{source}: expected at most one {_HISTORY_FILES}, got {len(histories)}; "
+            "keep the one that ends where the impressions begin"
+        )
+    return _Tables(
+        log=log,
+        videos=_read(source / "videos.parquet", ("video_id",)),
+        users=_read(users, ("user_id",)) if users.exists() else None,
+        history=_read(histories[0], ("user_id", "watch_seq")) if histories else None,
+    )
+
+
+def _read(path: Path, required: tuple[str, ...]) -> pa.Table:
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such file; is its folder a KuaiRand slice?")
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path}: not a readable Parquet file ({error})") from error
+    missing = [name for name in required if name not in table.column_names]
+    if missing:
+        raise InputError(
+            f"{path}: no column '{missing[0]}', only {', '.join(table.column_names[:12])}"
+        )
+    nulls = [name for name in required if table[name].null_count]
+    if nulls:
+        raise InputError(f"{path}: column '{nulls[0]}' has empty cells; expected none")
+    return table
+
+
+def _impressions(tables: _Tables) -> Iterator[Outgoing]:
+    log = tables.log
+    static = {} if tables.users is None else dict(_rows(tables.users, "user_id"))
+    contexts: dict[tuple[int, int], dict[str, Any]] = {}
+    columns = [log[name].to_pylist() for name in ("user_id", "video_id", "time_ms", "tab")]
+    for request, user, video, time_ms, tab in zip(request_ids(log).tolist(), *columns, strict=True):
+        context = contexts.get((user, tab))
+        if context is None:
+            context = contexts[user, tab] = {"tab": tab, **static.get(user, {})}
+        body = impression_body(
+            request_id=request,
+            user_id=user,
+            ts_ms=time_ms,
+            context=context,
+            items=[{"item_id": video, "position": 0}],
+        )
+        yield Outgoing(time_ms, encode_key(user), "impression", body)
+
+
+def _clicks(log: pa.Table) -> Iterator[Outgoing]:
+    columns = [log[name].to_pylist() for name in _LOG_COLUMNS[:-1]]
+    rows = zip(request_ids(log).tolist(), *columns, strict=True)
+    for request, user, video, time_ms, is_click, long_view, play_ms, duration_ms in rows:
+        delay_ms = duration_ms if 0 < duration_ms < CLICK_DELAY_MS else CLICK_DELAY_MS
+        for flag, kind, after_ms in (
+            (is_click, "click", delay_ms),
+            (long_view, "long_view", max(play_ms, 1)),
+        ):
+            if flag:
+                ts_ms = time_ms + after_ms
+                body = click_body(
+                    request_id=request, item_id=video, user_id=user, ts_ms=ts_ms, kind=kind
+                )
+                yield Outgoing(ts_ms, encode_key(user), "click", body)
+
+
+def _organic(tables: _Tables) -> Iterator[Outgoing]:
+    """One columnar envelope a user; the newest entry stands last."""
+    if tables.history is None:
+        return
+    end_ms = tables.first_ms
+    lists = tables.history["watch_seq"].to_pylist()
+    for user, videos in zip(tables.history["user_id"].to_pylist(), lists, strict=True):
+        if not videos:
+            continue
+        n = len(videos)
+        columns = {
+            "user_id": user,
+            "kind": "watch",
+            "item_id": np.array(videos, np.int64),
+            "ts_ms": np.arange(end_ms - n, end_ms),
+        }
+        message = encode_columns("click_columns", n, columns)
+        yield Outgoing(end_ms - 1, encode_key(user), "click_columns", {}, message)
+
+
+def _items(tables: _Tables) -> Iterator[Outgoing]:
+    """One item a video, all stamped before everything else."""
+    ts_ms = tables.first_ms - tables.longest_list - 1
+    for video, attributes in _rows(tables.videos, "video_id"):
+        tags = attributes.get("tag")
+        if isinstance(tags, str):
+            attributes["tag"] = tags.split(",")
+        uploaded = attributes.get("upload_dt")
+        if isinstance(uploaded, str):
+            day = dt.date.fromisoformat(uploaded)
+            attributes["upload_day"] = day.toordinal() - dt.date(1970, 1, 1).toordinal()
+        duration_ms = attributes.get("video_duration")
+        if isinstance(duration_ms, int):
+            attributes["video_duration_log2"] = duration_ms.bit_length()
+        body = item_body(item_id=video, ts_ms=ts_ms, attributes=attributes)
+        yield Outgoing(ts_ms, encode_key(video), "item", body)
+
+
+def _rows(table: pa.Table, id_column: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Id and other cells of each row: whole floats as integers, empty cells left out."""
+    names = [name for name in table.column_names if name != id_column]
+    columns = [list(map(_whole, table[name].to_pylist())) for name in names]
+    for id_, *cells in zip(table[id_column].to_pylist(), *columns, strict=True):
+        yield int(id_), {n: c for n, c in zip(names, cells, strict=True) if c is not None}
+
+
+def _whole(cell: object) -> object:
+    return int(cell) if isinstance(cell, float) and cell.is_integer() else cell
