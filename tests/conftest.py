@@ -1,0 +1,51 @@
+"""Brokers for the tests that need one. A real Kafka is required where MILLRACE_REQUIRE_KAFKA=1."""
+
+import os
+
+import pytest
+
+from infra.kafka_broker import KafkaBroker, KafkaUnavailable, missing_tools
+from infra.local_broker import LocalBroker, LocalBrokerMissing
+
+
+def _absent(reason):
+    if os.environ.get("MILLRACE_REQUIRE_KAFKA") == "1":
+        pytest.fail(f"MILLRACE_REQUIRE_KAFKA=1, but {reason}")
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def kafka():
+    """A real Kafka that runs; tests take topics and groups of their own. Has `.address`."""
+    if missing := missing_tools():
+        _absent(f"no real broker: {' and '.join(missing)} not on the path")
+    try:
+        broker = KafkaBroker().start()
+    except KafkaUnavailable as error:
+        _absent(str(error))
+    yield broker
+    broker.close()
+
+
+@pytest.fixture
+def own_kafka():
+    """A real Kafka for one test that stops, kills or restarts it."""
+    if missing := missing_tools():
+        _absent(f"no real broker: {' and '.join(missing)} not on the path")
+    try:
+        broker = KafkaBroker().start()
+    except KafkaUnavailable as error:
+        _absent(str(error))
+    yield broker
+    broker.close()
+
+
+@pytest.fixture(scope="session")
+def tansu():
+    """The embedded broker that runs. Has `.address`."""
+    try:
+        broker = LocalBroker().start()
+    except LocalBrokerMissing as error:
+        pytest.skip(str(error))
+    yield broker
+    broker.stop()
