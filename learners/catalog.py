@@ -1,0 +1,70 @@
+"""Learners by name, each with its configuration. Builds them; runs nothing."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, get_type_hints
+
+import msgspec
+
+from learners.baselines.base_rate import BaseRate, BaseRateConfig
+from learners.baselines.smoothed_rates import SmoothedRates, SmoothedRatesConfig
+from learners.feature_spec import FeatureSpec
+from learners.learner import Learner
+from learners.rankers.id_content import IdContent, IdContentConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """A learner's configuration class and its constructor."""
+
+    config: type[Any]
+    builder: Callable[[FeatureSpec, Any], Learner]
+
+
+ENTRIES: Mapping[str, Entry] = {
+    "id_content": Entry(config=IdContentConfig, builder=IdContent),
+    "smoothed_rates": Entry(config=SmoothedRatesConfig, builder=SmoothedRates),
+    "base_rate": Entry(config=BaseRateConfig, builder=BaseRate),
+}
+
+
+def entry(name: str) -> Entry:
+    """The learner `name`; raises ValueError with the nearest name."""
+    if name not in ENTRIES:
+        raise ValueError(f"learner: unknown name '{name}'{_nearest(name, list(ENTRIES))}")
+    return ENTRIES[name]
+
+
+def config_of(name: str, options: Mapping[str, Any]) -> Any:
+    """Configuration of the learner `name` from options as TOML gives them.
+
+    Raises ValueError for an unknown option (naming the nearest), a wrong type, a value out of range.
+    """
+    cls = entry(name).config
+    _check_names(cls, options, f"learner {name}")
+    try:
+        return msgspec.convert(options, cls)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"learner {name}: {error}") from None
+
+
+def build(name: str, spec: FeatureSpec, options: Mapping[str, Any]) -> Learner:
+    """A learner for `spec`; raises ValueError for a wrong name, option or misfit with the spec."""
+    return entry(name).builder(spec, config_of(name, options))
+
+
+def _check_names(cls: type[Any], options: Mapping[str, Any], where: str) -> None:
+    hints, known = get_type_hints(cls), [f.name for f in fields(cls)]
+    for key, value in options.items():
+        if key not in known:
+            raise ValueError(f"{where}: unknown option '{key}'{_nearest(key, known)}")
+        if is_dataclass(hints[key]) and isinstance(value, Mapping):
+            _check_names(hints[key], value, f"{where}.{key}")
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(sorted(known))}"

@@ -1,0 +1,252 @@
+"""The training step that every ranker shares: id tables, one net, Adam, moments, snapshot parts.
+
+A ranker is a net over `NetInputs`; everything that makes online learning safe and repeatable is
+here. One forward pass gives the logits from before the update and the gradients for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from infra.state import Part
+from learners.batch import MiniBatch
+from learners.dense_optim import AdamConfig, FlatAdam
+from learners.embedding_table import EmbeddingTable, Lookup, TableConfig
+from learners.feature_spec import FeatureSpec
+from learners.learner import StepReport
+from learners.moments import Moments
+from learners.step_inputs import StepInputs, checked_keys, step_inputs
+
+BASE_RATE_PRIOR = 10.0
+"""Weight of the click rate .5 in the running base rate, in impressions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepConfig:
+    """What all rankers have in common. `threads` is torch's number of threads, process-wide."""
+
+    embedding: TableConfig = field(default_factory=TableConfig)
+    adam: AdamConfig = field(default_factory=AdamConfig)
+    seed: int = 1
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise ValueError(f"device: expected auto, cpu or cuda, got '{self.device}'")
+        if self.threads < 1:
+            raise ValueError(f"threads: at least 1, got {self.threads}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetInputs:
+    """What a net reads; T tables, each with its id columns and bags.
+
+    `embedded_BFD` and `pooled_BD` one entry a table; `dense_BD` standardised, `raw_BD` not.
+    `target_BC` and `pooled_BC` content vectors, zero where missing; empty without content.
+    """
+
+    embedded_BFD: tuple[Tensor, ...]
+    pooled_BD: tuple[tuple[Tensor, ...], ...]
+    dense_BD: Tensor
+    raw_BD: Tensor
+    target_BC: Tensor
+    pooled_BC: tuple[Tensor, ...]
+    present_B1: Tensor
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of a configuration; raises ValueError where `cuda` is asked for in vain."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device: 'cuda' is configured, but torch sees no GPU; use 'auto' or 'cpu'")
+    cuda = name == "cuda" or (name == "auto" and torch.cuda.is_available())
+    return torch.device("cuda" if cuda else "cpu")
+
+
+class NetLearner:
+    """A `Learner` around a net: `net(NetInputs) -> residual logits [B]`.
+
+    The logit is a prior plus the net's residual. The prior is the spec's first dense input of group
+    `prior` (a logit), or, where there is none, the logit of the running rate of the trained label.
+    """
+
+    def __init__(self, spec: FeatureSpec, config: StepConfig, net: nn.Module) -> None:
+        torch.set_num_threads(config.threads)
+        self.spec, self.config = spec, config
+        self.device = pick_device(config.device)
+        self.net = net.to(self.device)
+        self.adam = FlatAdam(self.net.parameters(), config.adam)
+        self.tables = [
+            EmbeddingTable(spec, dim, config.embedding, seed=config.seed, device=self.device)
+            for dim in sorted({f.dim for f in spec.fields})
+        ]
+        self.moments = Moments(len(spec.dense), self.device)
+        self.base_2 = torch.zeros(2, dtype=torch.float64, device=self.device)
+        self._prior = next((i for i, d in enumerate(spec.dense) if d.group == "prior"), None)
+        self.step = 0
+        self.clock_ms = 0
+        self.rows_learned = 0
+        self._skipped = torch.zeros((), dtype=torch.int64, device=self.device)
+        self._can_learn = True
+
+    def predict_many(self, batch: MiniBatch) -> Tensor:
+        """Logits, float32 [B]; changes nothing."""
+        checked_keys(batch, self.spec)
+        with torch.inference_mode():
+            x = step_inputs(batch, self.spec, self.device)
+            lookups = [table.predict(x.ids_BF, x.bags_BL) for table in self.tables]
+            return self._logits(x, lookups)[: x.rows]
+
+    def learn_many(self, batch: MiniBatch) -> StepReport:
+        """Logits from before the update, then one update by the trained label.
+
+        Raises RuntimeError where only what scoring needs was restored.
+        """
+        if not self._can_learn:
+            raise RuntimeError(
+                "this ranker was restored from 'serve' parts only and cannot learn; "
+                "restore a full snapshot"
+            )
+        checked_keys(batch, self.spec)
+        x = step_inputs(batch, self.spec, self.device)
+        if x.learnable == 0:
+            return self._nothing_learned(batch, x)
+        self.step += 1
+        self.clock_ms = max(self.clock_ms, x.clock_ms)
+        lookups = [
+            table.learn(x.ids_BF, x.bags_BL, x.flag_B, clock_ms=self.clock_ms, step=self.step)
+            for table in self.tables
+        ]
+        self.adam.zero_grad()
+        logits_B = self._logits(x, lookups)
+        loss = functional.binary_cross_entropy_with_logits(
+            logits_B, x.label_B, weight=x.weight_B, reduction="sum"
+        )
+        (loss / x.nominal_size).backward()  # type: ignore[no-untyped-call]
+        skipped = self._update(x, lookups, loss.detach())
+        mean = loss.detach() / max(x.weight_sum, 1e-12)
+        return StepReport(logits_B=logits_B.detach()[: x.rows], loss=mean, skipped=skipped)
+
+    def _logits(self, x: StepInputs, lookups: Sequence[Lookup]) -> Tensor:
+        inputs = NetInputs(
+            embedded_BFD=tuple(lookup.embedded_BFD for lookup in lookups),
+            pooled_BD=tuple(lookup.pooled_BD for lookup in lookups),
+            dense_BD=self.moments.standardise(x.dense_BD),
+            raw_BD=x.dense_BD,
+            target_BC=x.target_BC,
+            pooled_BC=x.pooled_BC,
+            present_B1=x.present_B1,
+        )
+        residual: Tensor = self.net(inputs)
+        if self._prior is not None:
+            return residual + x.dense_BD[:, self._prior]
+        positives, rows = self.base_2 + torch.tensor(
+            [BASE_RATE_PRIOR / 2, BASE_RATE_PRIOR], dtype=torch.float64, device=self.device
+        )
+        return residual + torch.log(positives / (rows - positives)).float()
+
+    @torch.no_grad()
+    def _update(self, x: StepInputs, lookups: Sequence[Lookup], loss: Tensor) -> Tensor:
+        """Apply the gradients where all of them are finite, known on the device only."""
+        gradients = [lookup.gradient() for lookup in lookups]
+        total = loss + self.adam.g.sum()
+        for gradient in gradients:
+            total = total + gradient.sum()
+        ok = torch.isfinite(total)
+        for table, lookup, gradient in zip(self.tables, lookups, gradients, strict=True):
+            table.update(lookup, gradient, ok)
+            table.expire(clock_ms=self.clock_ms, step=self.step)
+        self.adam.step(ok)
+        self.moments.update(x.dense_BD, x.counted_B, ok)
+        weight_B = x.weight_B.double() * x.counted_B * ok
+        self.base_2 += torch.stack([(weight_B * x.label_B).sum(), weight_B.sum()])
+        skipped = x.rejected + torch.where(ok, 0, x.learnable)
+        self._skipped += skipped
+        self.rows_learned += x.learnable
+        return skipped
+
+    def _nothing_learned(self, batch: MiniBatch, x: StepInputs) -> StepReport:
+        skipped = torch.tensor(x.rejected, dtype=torch.int64, device=self.device)
+        self._skipped += skipped
+        zero = torch.zeros((), device=self.device)
+        return StepReport(logits_B=self.predict_many(batch).clone(), loss=zero, skipped=skipped)
+
+    def export_full(self) -> Sequence[Part]:
+        """Weights, tables, optimizer state, moments, counts: a copy of all there is."""
+        return self._parts(None)
+
+    def export_since(self, mark: int) -> Sequence[Part]:
+        """Rows touched after learn step `mark` as deltas; the dense weights whole."""
+        return self._parts(mark)
+
+    def _parts(self, mark: int | None) -> list[Part]:
+        def arrays(**tensors: Tensor) -> dict[str, np.ndarray]:
+            return {name: t.detach().cpu().numpy().copy() for name, t in tensors.items()}
+
+        m, a = self.moments, self.adam
+        parts = [part for table in self.tables for part in table.parts(mark)]
+        parts.append(
+            Part(
+                name="dense",
+                part_class="serve",
+                arrays=arrays(
+                    weights=a.w, mean=m.mean_D, squares=m.squares_D, rows=m.n, base=self.base_2
+                ),
+                meta={"layout": self._layout(), "step": self.step},
+            )
+        )
+        parts.append(
+            Part(
+                name="dense.train",
+                part_class="train",
+                arrays=arrays(m=a.m, v=a.v, t=a.t, skipped=self._skipped),
+                meta={"clock_ms": self.clock_ms, "rows_learned": self.rows_learned},
+            )
+        )
+        return parts
+
+    def _layout(self) -> list[str]:
+        shapes = [f"{name}{list(p.shape)}" for name, p in self.net.named_parameters()]
+        return [*shapes, *(f"dense {d.name}" for d in self.spec.dense)]
+
+    def apply(self, parts: Mapping[str, Part]) -> None:
+        """Take full or delta parts; without `train` parts this ranker can only score."""
+        dense = parts["dense"]
+        if list(dense.meta["layout"]) != self._layout():
+            differs = set(dense.meta["layout"]) ^ set(self._layout())
+            raise ValueError(
+                f"part 'dense': another net or other inputs ({', '.join(sorted(differs)[:8])}); "
+                "use the configuration of the snapshot"
+            )
+        tables = [table.apply(parts) for table in self.tables]
+        m, a = self.moments, self.adam
+        with torch.no_grad():
+            for tensor, name in ((a.w, "weights"), (m.mean_D, "mean"), (m.squares_D, "squares"),
+                                 (m.n, "rows"), (self.base_2, "base")):  # fmt: skip
+                tensor.copy_(torch.from_numpy(dense.array(name).copy()))
+        m.refresh()
+        self.step = int(dense.meta["step"])
+        train = parts.get("dense.train")
+        self._can_learn = train is not None and all(tables)
+        if train is None:
+            return
+        for tensor, name in ((a.m, "m"), (a.v, "v"), (a.t, "t"), (self._skipped, "skipped")):
+            tensor.copy_(torch.from_numpy(train.array(name).copy()))
+        self.clock_ms = int(train.meta["clock_ms"])
+        self.rows_learned = int(train.meta["rows_learned"])
+
+    def counts(self) -> Mapping[str, int]:
+        """Steps, rows and table use; reads the device, so not for every step."""
+        skipped = int(self._skipped)
+        counts = {"steps": self.step, "rows_learned": self.rows_learned, "skipped": skipped}
+        for table in self.tables:
+            counts |= {f"ids{table.dim}_{k}": v for k, v in table.ids.counts().items()}
+        return counts
