@@ -1,0 +1,157 @@
+"""The embedder: item content in, item-vector values out. Reads no topic and writes no store."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgpack
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from embeddings.encoders.protocol import Encoder
+from embeddings.item_content import ItemContent, usable_attributes
+from embeddings.vector_codec import BadVector, DType, encode_item_vector
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedderConfig:
+    """`supplied` names the entry of an item's `vectors` that is used instead of the encoder's.
+
+    Empty: none is. `remembered_items_max` bounds the memory of what each item last looked like;
+    an item beyond it is encoded again, to the same vector.
+    """
+
+    dtype: DType = "float16"
+    supplied: str = ""
+    remembered_items_max: int = 1_000_000
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("float16", "float32"):
+            raise ValueError(f"embedder: dtype must be float16 or float32, got '{self.dtype}'")
+        if self.remembered_items_max < 0:
+            raise ValueError("embedder: remembered_items_max must not be negative")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ItemVectorRow:
+    """One item vector to be written: `value` as `vector_codec` encodes it. `index`: its item's."""
+
+    index: int
+    item_id: int | str
+    ts_ms: int
+    value: bytes
+    deleted: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Embedded:
+    """What became of a batch: `rows` in the items' order, `rejected` as (index, why)."""
+
+    rows: list[ItemVectorRow]
+    unchanged: int
+    rejected: list[tuple[int, BadVector]]
+
+
+class Embedder:
+    """Content to item vectors; an item whose content is as it was gives no row."""
+
+    def __init__(self, encoder: Encoder, config: EmbedderConfig) -> None:
+        self._encoder = encoder
+        self._config = config
+        self._seen: OrderedDict[int | str, bytes] = OrderedDict()
+        supplied = f"+{config.supplied}" if config.supplied else ""
+        self._version = f"{encoder.version}{supplied}"
+
+    @property
+    def version(self) -> str:
+        """The encoder version that all rows carry."""
+        return self._version
+
+    @property
+    def dim(self) -> int:
+        """Length of every vector."""
+        return self._encoder.dim
+
+    def embed(self, items: Sequence[ItemContent]) -> Embedded:
+        """Rows of the items that are new, changed or deleted. Encodes them in one call."""
+        changed = [i for i, item in enumerate(items) if self._is_news(item)]
+        alive = [i for i in changed if not items[i].deleted]
+        vectors_BD, present_B = self._encoder.encode_many([items[i] for i in alive])
+        encoded = {i: vectors_BD[n] if present_B[n] else None for n, i in enumerate(alive)}
+        rows: list[ItemVectorRow] = []
+        rejected: list[tuple[int, BadVector]] = []
+        for i in changed:
+            row = self._row(i, items[i], encoded.get(i))
+            if isinstance(row, BadVector):
+                self._seen.pop(items[i].item_id, None)
+                rejected.append((i, row))
+            else:
+                rows.append(row)
+        return Embedded(rows=rows, unchanged=len(items) - len(changed), rejected=rejected)
+
+    def _is_news(self, item: ItemContent) -> bool:
+        """Whether the item differs from what was last seen of it; remembers it."""
+        if item.deleted:
+            self._seen.pop(item.item_id, None)
+            return True
+        digest = _digest(item)
+        if self._seen.get(item.item_id) == digest:
+            self._seen.move_to_end(item.item_id)
+            return False
+        self._seen[item.item_id] = digest
+        self._seen.move_to_end(item.item_id)
+        while len(self._seen) > self._config.remembered_items_max:
+            self._seen.popitem(last=False)
+        return True
+
+    def _row(
+        self, index: int, item: ItemContent, vector: NDArray[np.float32] | None
+    ) -> ItemVectorRow | BadVector:
+        supplied = item.vectors.get(self._config.supplied) if self._config.supplied else None
+        if supplied is not None and not item.deleted:
+            taken = _numbers(supplied, self.dim)
+            if isinstance(taken, BadVector):
+                return taken
+            vector = taken
+        try:
+            value = encode_item_vector(
+                item_id=item.item_id,
+                ts_ms=item.ts_ms,
+                encoder=self._version,
+                vector=vector,
+                dtype=self._config.dtype,
+                attributes=usable_attributes(item.attributes),
+                deleted=item.deleted,
+            )
+        except ValueError as error:
+            return BadVector(reason="bad_vector", detail=str(error))
+        return ItemVectorRow(
+            index=index, item_id=item.item_id, ts_ms=item.ts_ms, value=value, deleted=item.deleted
+        )
+
+
+def _numbers(supplied: Sequence[float] | bytes, dim: int) -> NDArray[np.float32] | BadVector:
+    """A sender's vector as float32 [dim], or why it cannot be one."""
+    try:
+        if isinstance(supplied, bytes):
+            numbers = np.frombuffer(supplied, "<f4")
+        else:
+            numbers = np.asarray(supplied, np.float32)
+    except (ValueError, TypeError, OverflowError) as error:
+        return BadVector(reason="bad_vector", detail=f"supplied vector: {error}")
+    if numbers.shape != (dim,):
+        detail = f"supplied vector: expected [{dim}], got {list(numbers.shape)}"
+        return BadVector(reason="bad_vector", detail=detail)
+    if not np.isfinite(numbers).all():
+        return BadVector(reason="not_finite", detail="supplied vector: a NaN or an infinity")
+    return numbers
+
+
+def _digest(item: ItemContent) -> bytes:
+    """128 bits of the item's content, its time left out."""
+    vectors = {name: v if isinstance(v, bytes) else list(v) for name, v in item.vectors.items()}
+    content = [item.title, item.text, usable_attributes(item.attributes), vectors]
+    return xxhash.xxh3_128_digest(msgpack.packb(content))
