@@ -13,54 +13,9 @@ from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient, Ne
 from kafka.errors import KafkaError, TopicAlreadyExistsError
 
 from infra.errors import InputError
+from stream.kafka.settings import TopicsConfig
 
 _HOUR_MS = 3_600_000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TopicsConfig:
-    """Names and shape of the topics.
-
-    impressions and clicks have `partitions` each and are joined partition by partition; items and
-    item-vectors are compacted. `retention_hours` must outlast the oldest snapshot that a worker
-    may resume from, twice over: `snapshot_age_hours`.
-    """
-
-    impressions: str = "impressions"
-    clicks: str = "clicks"
-    items: str = "items"
-    item_vectors: str = "item-vectors"
-    dead_letters: str = "dead-letters"
-    predictions: str = "predictions"
-    partitions: int = 4
-    item_partitions: int = 4
-    replication: int = 1
-    retention_hours: int = 168
-    snapshot_age_hours: int = 48
-    record_bytes_max: int = 16_777_216
-
-    def __post_init__(self) -> None:
-        """Raise ValueError where a value cannot work."""
-        names = self.names
-        if len(set(names)) != len(names) or not all(names):
-            raise ValueError(f"topics: names must differ and not be empty, got {names}")
-        for field in ("partitions", "item_partitions"):
-            if not 1 <= getattr(self, field) <= 8191:
-                raise ValueError(f"topics.{field}: expected 1 to 8191, got {getattr(self, field)}")
-        if self.replication < 1 or self.retention_hours < 1 or self.snapshot_age_hours < 1:
-            raise ValueError("topics: replication and hours must be 1 or more")
-        if self.record_bytes_max < 1024:
-            raise ValueError(f"topics.record_bytes_max: too small, got {self.record_bytes_max}")
-
-    @property
-    def names(self) -> list[str]:
-        """All topics."""
-        return [*self.stream, self.items, self.item_vectors, self.dead_letters, self.predictions]
-
-    @property
-    def stream(self) -> list[str]:
-        """The topics whose order and positions count: impressions, then clicks."""
-        return [self.impressions, self.clicks]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,288 @@
+"""The worker's shell on a real broker, around a pipeline that only counts."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+
+import msgpack
+import pytest
+from kafka import KafkaConsumer
+from kafka import TopicPartition as KafkaPartition
+
+from tests.support.kafka_process import Child
+from tests.support.kafka_topics import make_topics, send, send_numbers, unique
+
+pytestmark = pytest.mark.kafka
+SCRIPT = "tests/support/kafka_fake_worker.py"
+
+
+@pytest.fixture
+def names(broker):
+    """Fresh topics with two partitions each, and a group."""
+    tag = unique("")
+    topics = {
+        "impressions": f"imp{tag}",
+        "clicks": f"clk{tag}",
+        "items": f"itm{tag}",
+        "item_vectors": f"vec{tag}",
+        "dead_letters": f"dead{tag}",
+        "predictions": f"pred{tag}",
+    }
+    make_topics(broker, {name: 1 if "dead" in name else 2 for name in topics.values()})
+    return topics
+
+
+def worker(broker, names, folder, *, group=None, **options):
+    group = group or f"group-{names['impressions']}"
+    return Child(
+        [SCRIPT, broker, group, str(folder)],
+        env={
+            "MILLRACE_TEST_WORKER": json.dumps({"topics": names, **options}),
+            "PYTHONPATH": ".",
+        },
+    )
+
+
+def total(child):
+    return max((e["total"] for e in child.events if e["event"] == "batch"), default=0)
+
+
+def fill(broker, names, each):
+    for topic in ("impressions", "clicks"):
+        send_numbers(broker, names[topic], 2, each)
+
+
+def proved(folder, each):
+    """Count and sum of offsets of the newest snapshot: every record once."""
+    newest = max((int(f.parent.name), f) for f in folder.glob("*/snapshot.json"))[1]
+    positions = json.loads(newest.read_text())["positions"]
+    assert len(positions) == 4
+    for p in positions:
+        assert (p["next_offset"], p["count"], p["offset_sum"]) == (
+            each, each, each * (each - 1) // 2
+        )  # fmt: skip
+
+
+def read_all(broker, topic):
+    consumer = KafkaConsumer(bootstrap_servers=broker, auto_offset_reset="earliest")
+    try:
+        tp = KafkaPartition(topic, 0)
+        consumer.assign([tp])
+        consumer.seek_to_beginning(tp)
+        end = consumer.end_offsets([tp])[tp]
+        records = []
+        deadline = time.monotonic() + 20
+        while len(records) < end and time.monotonic() < deadline:
+            records += [r for batch in consumer.poll(500).values() for r in batch]
+        return records
+    finally:
+        consumer.close()
+
+
+def test_graceful_stop_writes_a_snapshot_and_a_restart_goes_on_from_it(broker, names, tmp_path):
+    fill(broker, names, 2000)
+    with worker(broker, names, tmp_path, slow_s=0.02, in_turn=True) as child:
+        child.until(lambda c: total(c) >= 3000)
+        assert child.stop() == 0, child.tail()
+        first = total(child)
+    with worker(broker, names, tmp_path, in_turn=True) as child:
+        child.until(lambda c: total(c) == 8000 - first)
+        assert child.stop() == 0, child.tail()
+        starts = child.event("assign")["starts"]
+    assert sum(starts.values()) == first
+    proved(tmp_path, 2000)
+
+
+def test_kill_in_mid_flight_loses_and_repeats_nothing(broker, names, tmp_path):
+    fill(broker, names, 3000)
+    for _ in range(2):
+        with worker(broker, names, tmp_path, slow_s=0.02, every=1000) as child:
+            child.until(lambda c: any(e["event"] == "snapshot" for e in c.events))
+            child.until(lambda c: total(c) >= 2000)
+            child.stop(signal.SIGKILL)
+    with worker(broker, names, tmp_path) as child:
+        left = 12_000 - sum(child.event("assign")["starts"].values())
+        assert 0 < left < 12_000
+        child.until(lambda c: total(c) == left)
+        assert child.stop() == 0, child.tail()
+    proved(tmp_path, 3000)
+
+
+def test_second_worker_stands_by_takes_over_and_owns_alone(broker, names, tmp_path):
+    fill(broker, names, 2000)
+    with worker(broker, names, tmp_path, slow_s=0.1, batch=100, every=400) as first:
+        first.event("snapshot")
+        with worker(broker, names, tmp_path) as second:
+            second.line("standing by")
+            before = total(first)
+            first.until(lambda c: total(c) > before)
+            assert not second.events
+            first.stop(signal.SIGKILL)
+            left = 8000 - sum(second.event("assign")["starts"].values())
+            second.until(lambda c: total(c) == left)
+            assert second.stop() == 0, second.tail()
+    proved(tmp_path, 2000)
+
+
+def test_stopped_owner_hands_over_and_a_paused_one_ends(broker, names, tmp_path):
+    fill(broker, names, 500)
+    with worker(broker, names, tmp_path) as first, worker(broker, names, tmp_path) as second:
+        owner = first if _first_to_own(first, second) else second
+        other = second if owner is first else first
+        other.line("standing by")
+        owner.until(lambda c: total(c) == 2000)
+        owner.process.send_signal(signal.SIGSTOP)
+        other.event("assign")
+        owner.process.send_signal(signal.SIGCONT)
+        assert owner.wait() == 1
+        assert "took over" in owner.text or "lost all partitions" in owner.text
+        other.until(lambda c: total(c) == 2000)
+        assert other.stop() == 0, other.tail()
+    proved(tmp_path, 500)
+
+
+def _first_to_own(first, second):
+    deadline = time.monotonic() + 40
+    while time.monotonic() < deadline:
+        if any(e["event"] == "assign" for e in first.events):
+            return True
+        if any(e["event"] == "assign" for e in second.events):
+            return False
+        first.process.poll()
+    raise AssertionError("nobody owns")
+
+
+def test_failing_pipeline_ends_the_process_with_code_1_and_no_snapshot(broker, names, tmp_path):
+    fill(broker, names, 1000)
+    with worker(broker, names, tmp_path, fail_at=1500) as child:
+        assert child.wait() == 1
+        assert "ValueError: planted failure" in child.text
+    assert not list(tmp_path.glob("*/snapshot.json"))
+
+
+def test_dead_letters_arrive_before_a_snapshot_passes_them(broker, names, tmp_path):
+    bad = [(0, b"k", b"bad one", ()), (1, b"k", None, ()), (0, b"k", b"good", ())]
+    send(broker, names["impressions"], bad)
+    send(broker, names["impressions"], [(0, b"k", b"bad" + b"x" * 700_000, ())])
+    with worker(broker, names, tmp_path, every=1) as child:
+        child.until(lambda c: total(c) == 4)
+        child.event("snapshot")
+        assert child.stop() == 0, child.tail()
+    letters = [msgpack.unpackb(r.value) for r in read_all(broker, names["dead_letters"])]
+    places = {(x["topic"], x["partition"], x["offset"]): x for x in letters}
+    imp = names["impressions"]
+    assert places.keys() == {(imp, 0, 0), (imp, 1, 0), (imp, 0, 2)}
+    assert places[imp, 0, 0]["value"] == b"bad one"
+    assert places[imp, 0, 0]["reason"] == "malformed"
+    assert places[imp, 1, 0]["value"] is None
+    cut = places[imp, 0, 2]
+    assert (len(cut["value"]), cut["value_bytes"]) == (500_000, 700_003)
+
+
+def test_missing_topic_and_unequal_partitions_are_wrong_input(broker, names, tmp_path):
+    with worker(broker, {**names, "clicks": unique("nowhere")}, tmp_path) as child:
+        assert child.wait() == 2
+        assert "does not exist" in child.lines[-1]
+    odd = unique("odd")
+    make_topics(broker, {odd: 3})
+    with worker(broker, {**names, "clicks": odd}, tmp_path) as child:
+        assert child.wait() == 2
+        assert "both need the same number" in child.lines[-1]
+
+
+def test_broker_that_is_away_is_one_clear_line(names, tmp_path):
+    with worker("127.0.0.1:1", names, tmp_path, connect_s=2.0) as child:
+        assert child.wait() == 1
+        assert "127.0.0.1:1 does not answer" in child.lines[-1]
+
+
+def test_recreated_topic_is_refused_and_new_log_keeps_the_model(broker, names, tmp_path):
+    fill(broker, names, 300)
+    with worker(broker, names, tmp_path) as child:
+        child.until(lambda c: total(c) == 1200)
+        assert child.stop() == 0, child.tail()
+    again = unique("imp2")
+    make_topics(broker, {again: 2})
+    renamed = {**names, "impressions": again}
+    snapshot = next(tmp_path.glob("*/snapshot.json"))
+    snapshot.write_text(snapshot.read_text().replace(names["impressions"], again))
+    send_numbers(broker, again, 2, 100)
+    with worker(broker, renamed, tmp_path, group=unique("g")) as child:
+        assert child.wait() == 2
+        assert "of another log" in child.lines[-1]
+        assert "--new-log" in child.lines[-1]
+    with worker(broker, renamed, tmp_path, group=unique("g"), new_log=True) as child:
+        child.until(lambda c: total(c) == 200)
+        starts = child.event("assign")["starts"]
+        assert child.stop() == 0, child.tail()
+    assert starts[f"{again}/0"] == 0
+    assert starts[f"{names['clicks']}/0"] == 300
+
+
+def test_position_behind_the_end_of_the_log_is_refused(broker, names, tmp_path):
+    fill(broker, names, 300)
+    with worker(broker, names, tmp_path) as child:
+        child.until(lambda c: total(c) == 1200)
+        assert child.stop() == 0, child.tail()
+    snapshot = next(tmp_path.glob("*/snapshot.json"))
+    saved = snapshot.read_text()
+    ahead = json.loads(saved)
+    ahead["positions"][0]["next_offset"] = 5000
+    snapshot.write_text(json.dumps(ahead))
+    with worker(broker, names, tmp_path) as child:
+        assert child.wait() == 2
+        assert "ends before the snapshot's position" in child.lines[-1]
+    other = json.loads(saved)
+    other["positions"][0]["last_hash"] += 1
+    for file in tmp_path.glob("*/snapshot.json"):
+        file.write_text(json.dumps(other))
+    with worker(broker, names, tmp_path) as child:
+        assert child.wait() == 2
+        assert "is not the one that the snapshot has read" in child.lines[-1]
+
+
+def test_item_vectors_are_read_before_events_and_go_on_where_they_stopped(broker, names, tmp_path):
+    send_numbers(broker, names["item_vectors"], 2, 400)
+    fill(broker, names, 100)
+    with worker(broker, names, tmp_path) as child:
+        child.until(lambda c: total(c) == 400)
+        kinds = [e["event"] for e in child.events if e["event"] in {"items", "batch"}]
+        items = [e["total"] for e in child.events if e["event"] == "items"]
+        assert items[-1] == 800
+        assert kinds.index("batch") == len(items)
+        assert child.stop() == 0, child.tail()
+    send(broker, names["item_vectors"], [(0, b"k", b"new", ())])
+    with worker(broker, names, tmp_path) as child:
+        child.until(lambda c: sum(e["n"] for e in c.events if e["event"] == "items") >= 3)
+        assert child.stop() == 0, child.tail()
+        # The record at each position is read again, as it may be one of several events.
+        assert sum(e["n"] for e in child.events if e["event"] == "items") == 3
+
+
+def test_silent_partitions_are_idle_only_at_their_end(broker, names, tmp_path):
+    fill(broker, names, 50)
+    with worker(broker, names, tmp_path, idle_ms=500) as child:
+        child.until(lambda c: total(c) == 200)
+        child.until(lambda c: [e for e in c.events if e["event"] == "idle" and e["silent"] == 4])
+        elapsed = [e["elapsed_ms"] for e in child.events if e["event"] == "idle"]
+        child.until(lambda c: sum(e["event"] == "idle" for e in c.events) > 3)
+        assert child.stop() == 0, child.tail()
+    assert elapsed[0] == 0
+
+
+def test_status_file_says_what_is_left(broker, names, tmp_path):
+    fill(broker, names, 400)
+    with worker(broker, names, tmp_path) as child:
+        child.until(lambda c: total(c) == 1600)
+        deadline = time.monotonic() + 10
+        status = {}
+        while status.get("lag") != 0 and time.monotonic() < deadline:
+            if (file := tmp_path / "status.json").exists():
+                status = json.loads(file.read_text())
+        assert status["state"] == "owner"
+        assert status["lag"] == 0
+        assert set(status["positions"].values()) == {400}
+        assert child.stop() == 0, child.tail()
+    assert json.loads((tmp_path / "status.json").read_text())["state"] == "stopped"
