@@ -121,6 +121,12 @@ class JoinState:
         """Clock of the last released event."""
         return int(self.queues.scalars[k.CLOCK])
 
+    @property
+    def last_settle_ms(self) -> int:
+        """Latest time at which an open impression settles; 0 without any."""
+        heap = self.queues.heap[: self.queues.scalars[k.N_HEAP], 0]
+        return int(heap.max()) if len(heap) else 0
+
     def scalar(self, place: int) -> int:
         """One of the counts in `kernels`."""
         return int(self.queues.scalars[place])

@@ -6,7 +6,7 @@ decode, sequence, join, batch, assemble, predict, learn. Knows no clock, socket,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -94,12 +94,53 @@ class OnlinePipeline:
         """How far each partition has been released and processed."""
         return self.sequencer.positions()
 
-    def process(self, batches: Sequence[RecordBatch], now_ms: int) -> PipelineReport:
-        """Take records of any partitions and do all that they allow."""
+    @property
+    def topics(self) -> Mapping[str, int]:
+        """The topics that are sequenced, with their rank."""
+        return self._topics
+
+    def rebase(self, positions: Sequence[Position]) -> None:
+        """Continue with another source: positions restart, clocks and state go on (rule 7)."""
+        self.sequencer.rebase(positions)
+
+    def mark_finished(self, partitions: Iterable[TopicPartition]) -> None:
+        """Replay only: these partitions of the present source bring no more records."""
+        for tp in partitions:
+            self.sequencer.finish(tp)
+
+    def drain(self) -> PipelineReport:
+        """Replay only: the source has ended, so everything buffered is released."""
+        self.mark_finished(self.sequencer.partitions)
+        return self.process([], 0)
+
+    def finish(self) -> PipelineReport:
+        """Replay only: close all windows, as the watermark records of `produce` do live."""
+        report = self.drain()
+        clock = self.join.clock_ms
+        if clock:
+            stream = self.plan.config.stream
+            rest = self.plan.config.window_ms + stream.lateness_ms + stream.linger_ms + 1
+            last = max(clock, self.join.last_settle_ms - self.plan.config.window_ms)
+            self._events(self._keys.tick(last + rest), report)
+        report.clock_ms = self.join.clock_ms
+        return report
+
+    def process(
+        self,
+        batches: Sequence[RecordBatch],
+        now_ms: int,
+        *,
+        finished: Iterable[TopicPartition] = (),
+    ) -> PipelineReport:
+        """Take records of any partitions and do all that they allow.
+
+        `finished` partitions bring no more records after these (replay only).
+        """
         report = PipelineReport(now_ms=now_ms)
         with self._span("decode"):
             for batch in batches:
                 self._push(batch)
+        self.mark_finished(finished)
         with self._span("sequence"):
             released = self.sequencer.release()
         if released is not None:

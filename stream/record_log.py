@@ -204,6 +204,18 @@ class RecordLog:
             if rest is not None:
                 yield _by_partition(rest, self.path)
 
+    def last_offsets(self) -> dict[TopicPartition, int]:
+        """Last offset of each partition that has records; reads three columns."""
+        last: dict[TopicPartition, int] = {}
+        with _unusable(self.path), pq.ParquetFile(self.path) as file:
+            for group in range(file.num_row_groups):
+                table = file.read_row_group(group, columns=["topic", "partition", "offset"])
+                found = table.group_by(["topic", "partition"]).aggregate([("offset", "max")])
+                for row in found.to_pylist():
+                    tp = TopicPartition(row["topic"], row["partition"])
+                    last[tp] = max(last.get(tp, -1), row["offset_max"])
+        return last
+
     def find(self, topic: str, partition: int, offset: int) -> LogRecord | None:
         """The record at that offset, or None where the log has none."""
         with _unusable(self.path), pq.ParquetFile(self.path) as file:

@@ -94,14 +94,15 @@ class Released:
 
     def dead_letter(self, i: int, reason: str, detail: str) -> DeadLetter:
         """Row i as a dead letter."""
-        return _dead_letter(
+        return dead_letter(
             self.batches[int(self.chunk_n[i])],
             Rejected(record=int(self.record_n[i]), index=int(self.index_n[i]), reason=reason,  # type: ignore[arg-type]  # a verdict of the join, not of the codec
                      detail=detail),
         )  # fmt: skip
 
 
-def _dead_letter(batch: RecordBatch, r: Rejected) -> DeadLetter:
+def dead_letter(batch: RecordBatch, r: Rejected) -> DeadLetter:
+    """What was rejected of a batch, with the record it came from."""
     return DeadLetter(
         tp=batch.tp,
         offset=int(batch.offset_n[r.record]),
@@ -254,7 +255,7 @@ class Sequencer:
         n = int(np.count_nonzero(columns.kind_n[start:stop] == EventKind.REJECTED))
         done = columns.rejected[chunk.rejected_taken : chunk.rejected_taken + n]
         chunk.rejected_taken += n
-        return [_dead_letter(batch, r) for r in done]
+        return [dead_letter(batch, r) for r in done]
 
     def export(self) -> list[dict[str, Any]]:
         """Positions and clocks as msgpack-able maps; buffers are fetched again."""

@@ -1,0 +1,187 @@
+"""Checkpoints: the pipeline's state to snapshots and back (shell).
+
+A snapshot is one consistent cut: it is taken between two calls of the pipeline and holds positions,
+join, learner and a hard-link checkpoint of the item vectors. The pipeline's thread only copies;
+another one writes. Offsets in the snapshot are the truth, commits to Kafka come afterwards.
+"""
+
+from __future__ import annotations
+
+import platform
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from infra import config as loader
+from infra.errors import InputError
+from infra.snapshot_format import Damage, SnapshotRef
+from infra.snapshot_store import SnapshotStore
+from infra.snapshot_writer import SnapshotWriter
+from infra.state import Meta
+from stream import kernels as k
+from stream.composition import Composition
+from stream.config import Config
+from stream.positions import Position
+from stream.records import TopicPartition
+
+VECTORS = "vectors"
+# What may differ between a snapshot and the run that continues it: nothing that state depends on.
+_FREE = ("snapshot.", "stream.max_slice_events", "stream.buffered_max", "stream.idle_ms",
+         "items.cache_rows", "items.pending_max", "topics.partitions", "topics.replication",
+         "topics.retention_ms", "topics.dead_letters")  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Restored:
+    """The snapshot that a run starts from; None for a fresh start. `notes` are for a person."""
+
+    ref: SnapshotRef | None
+    meta: Meta = field(default_factory=dict)
+    damaged: tuple[Damage, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def machine() -> dict[str, Any]:
+    """What bit-identity is bound to: torch version, threads, device."""
+    cuda = torch.cuda.is_available()
+    return {
+        "torch": str(torch.__version__),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if cuda else platform.machine(),
+    }
+
+
+def misfits(saved: Mapping[str, Any], config: Config) -> list[str]:
+    """How the configuration of a snapshot differs from `config` in what state depends on."""
+    lines = loader.differences(saved, loader.to_dict(config))
+    return [line for line in lines if not line.lstrip().startswith(_FREE)]
+
+
+class Checkpointer:
+    """Snapshots of one pipeline, below one epoch."""
+
+    def __init__(self, folder: Path, scratch: Path) -> None:
+        """`scratch` is on the same file system as `folder`; store checkpoints pass through it."""
+        self.store = SnapshotStore(folder)
+        self._scratch = scratch
+        self._writer: SnapshotWriter | None = None
+        self.epoch = 0
+        self._last_samples = 0
+        self._durable: Mapping[TopicPartition, Position] | None = None
+        self._submitted: Mapping[TopicPartition, Position] = {}
+        self.taken = 0
+
+    def find(self) -> Restored:
+        """The newest valid snapshot and what was damaged on the way to it."""
+        found = self.store.latest_valid()
+        meta = self.store.manifest(found.ref).meta if found.ref else {}
+        return Restored(ref=found.ref, meta=meta, damaged=found.damaged)
+
+    def prepare_vectors(self, ref: SnapshotRef | None, target: Path) -> tuple[str, ...]:
+        """Put the snapshot's copy of the item vectors at `target`, ready to be opened."""
+        if ref is None:
+            return ()
+        if VECTORS not in self.store.manifest(ref).linked:
+            return ("vectors: rebuilt (the snapshot has no copy; not bit-identical)",)
+        self.store.copy_linked(ref, VECTORS, target)
+        return ()
+
+    def restore(self, found: Restored, composition: Composition) -> Restored:
+        """Bring the pipeline to the snapshot; raises InputError with a list where it cannot fit."""
+        notes = list(found.notes)
+        if found.ref is not None:
+            different = misfits(found.meta["config"], composition.config)
+            if different:
+                raise InputError(
+                    f"snapshot {found.ref} does not fit this configuration:\n  "
+                    + "\n  ".join(different)
+                    + "\nuse the snapshot's configuration, or another snapshot directory"
+                )
+            parts, _ = self.store.load(found.ref, verified=True)
+            try:
+                composition.pipeline.apply(parts)
+            except (KeyError, TypeError, ValueError) as error:
+                raise InputError(f"snapshot {found.ref} does not fit: {error}") from error
+            here = machine()
+            notes += [
+                f"not bit-identical: {name} is {here[name]}, the snapshot's was {old}"
+                for name, old in found.meta["machine"].items()
+                if here.get(name) != old
+            ]
+        self._last_samples = composition.pipeline.ledger.samples
+        return Restored(
+            ref=found.ref, meta=found.meta, damaged=found.damaged, notes=tuple(notes)
+        )
+
+    def claim(self, parent: SnapshotRef | None) -> None:
+        """Start an epoch: what others write from now on is beside the point (rule 13)."""
+        self.epoch = self.store.claim_epoch(parent)
+        self._writer = SnapshotWriter(self.store, self.epoch)
+
+    def due(self, composition: Composition) -> bool:
+        """Whether `snapshot.every_samples` were learned since the last one."""
+        learned = composition.pipeline.ledger.samples - self._last_samples
+        every = composition.config.snapshot.every_samples
+        return every > 0 and learned >= every and not self._busy()
+
+    def take(self, composition: Composition, extra: Meta | None = None) -> bool:
+        """Copy the state and let it be written; False while an earlier one is being written."""
+        assert self._writer is not None, "claim an epoch first"
+        if self._writer.busy():
+            return False
+        self._collect(composition)
+        pipeline = composition.pipeline
+        self._scratch.mkdir(parents=True, exist_ok=True)
+        checkpoint = self._scratch / f"checkpoint-{uuid.uuid4().hex}"
+        pipeline.items.checkpoint(checkpoint)
+        self._submitted = dict(pipeline.positions())
+        self._last_samples = pipeline.ledger.samples
+        meta: Meta = {
+            "config": loader.to_dict(composition.config),
+            "machine": machine(),
+            "positions": [p.to_map() for p in self._submitted.values()],
+            "ledger": pipeline.ledger.to_map(),
+            "samples": pipeline.ledger.samples,
+            "clock_ms": pipeline.join.clock_ms,
+            "watermark_ms": pipeline.join.clock_ms - pipeline.plan.config.stream.lateness_ms,
+            "open": pipeline.join.scalar(k.OPEN_COUNT),
+            **(extra or {}),
+        }
+        taken = self._writer.submit(
+            pipeline.ledger.samples, pipeline.export_full(), meta,
+            linked_dirs={VECTORS: checkpoint},
+        )  # fmt: skip
+        self.taken += taken
+        return taken
+
+    def durable(self, composition: Composition) -> Mapping[TopicPartition, Position] | None:
+        """Positions of a snapshot that became durable since the last call, if one has."""
+        self._collect(composition)
+        done, self._durable = self._durable, None
+        return done
+
+    def wait(self, composition: Composition) -> None:
+        """Wait until the snapshot under way is durable; raises what writing it raised."""
+        if self._writer is not None and self._writer.wait() is not None:
+            self._landed(composition)
+
+    def close(self) -> None:
+        """End the writer's thread."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _busy(self) -> bool:
+        return self._writer is not None and self._writer.busy()
+
+    def _collect(self, composition: Composition) -> None:
+        if self._writer is not None and self._writer.finished() is not None:
+            self._landed(composition)
+
+    def _landed(self, composition: Composition) -> None:
+        self._durable = self._submitted
+        self.store.prune(composition.config.snapshot.keep)

@@ -1,0 +1,116 @@
+"""Prediction log on disk: parts while a run goes on, one Parquet file at its end.
+
+A part is durable before the snapshot that counts it, so that a killed run continues with exactly
+the predictions of its snapshot: later parts are dropped.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from infra.errors import InputError
+from stream.predictions import Predictions
+
+FILE = "predictions.parquet"
+_PARTS = "predictions.parts"
+_ROWS_PER_PART = 200_000
+
+
+class PredictionLog:
+    """Appends predictions below a folder; `finish` makes `predictions.parquet` of them."""
+
+    def __init__(self, folder: Path, trained_column: int) -> None:
+        """`trained_column` of the labels is the one written. Raises InputError if unwritable."""
+        self._folder, self._parts = folder, folder / _PARTS
+        self._column = trained_column
+        self._waiting: list[Predictions] = []
+        self._rows_waiting = 0
+        self._count = 0
+        self.rows = 0
+        try:
+            self._parts.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"report directory '{folder}': cannot be written ({error})") from error
+
+    def append(self, predictions: Predictions) -> None:
+        """Keep rows; full parts are written."""
+        self._waiting.append(predictions)
+        self._rows_waiting += len(predictions)
+        self.rows += len(predictions)
+        if self._rows_waiting >= _ROWS_PER_PART:
+            self.flush()
+
+    def flush(self) -> int:
+        """Write what waits as a part, durably; the number of parts so far."""
+        if self._waiting:
+            path = self._parts / f"{self._count:08d}.parquet"
+            pq.write_table(self._table(), path.with_suffix(".tmp"))
+            with path.with_suffix(".tmp").open("rb") as file:
+                os.fsync(file.fileno())
+            path.with_suffix(".tmp").rename(path)
+            self._count += 1
+            self._waiting.clear()
+            self._rows_waiting = 0
+        return self._count
+
+    def truncate(self, parts: int) -> None:
+        """Keep the first `parts` parts only: those that a snapshot counts. Raises InputError."""
+        self._count = parts
+        self.rows = 0
+        for number in range(parts):
+            path = self._parts / f"{number:08d}.parquet"
+            if not path.exists():
+                raise InputError(
+                    f"report directory '{self._folder}': part {number} of {parts} is missing; "
+                    "resume with the directory that the snapshot was taken with"
+                )
+            self.rows += pq.read_metadata(path).num_rows
+        for path in self._parts.iterdir():
+            if not path.stem.isdigit() or int(path.stem) >= parts:
+                path.unlink()
+
+    def finish(self) -> Path:
+        """Join the parts to `predictions.parquet`, atomically; its path."""
+        self.flush()
+        tables = [
+            pq.read_table(self._parts / f"{number:08d}.parquet") for number in range(self._count)
+        ]
+        text = any(pa.types.is_string(t.schema.field("item_id").type) for t in tables)
+        joined = pa.concat_tables([_as_text(t) if text else t for t in tables] or [self._table()])
+        path = self._folder / FILE
+        pq.write_table(joined, path.with_suffix(".tmp"))
+        path.with_suffix(".tmp").rename(path)
+        shutil.rmtree(self._parts)
+        return path
+
+    def _table(self) -> pa.Table:
+        ids = [p.ids() for p in self._waiting]
+        text = any(isinstance(i[0], list) for i in ids)
+        columns = {}
+        for place, name in enumerate(("request_id", "item_id", "user_id")):
+            if text:
+                columns[name] = pa.array([str(v) for i in ids for v in i[place]], pa.string())
+            else:
+                columns[name] = pa.array(_cat([np.asarray(i[place]) for i in ids], np.int64))
+        columns["ts_ms"] = pa.array(_cat([p.ts_ms_n for p in self._waiting], np.int64))
+        labels = _cat([p.labels_nK[:, self._column] for p in self._waiting], np.float32)
+        columns["label"] = pa.array(labels.astype(np.int8))
+        columns["logit"] = pa.array(_cat([p.logit_n for p in self._waiting], np.float32))
+        return pa.table(columns)
+
+
+def _cat(arrays: list[np.ndarray], dtype: type) -> np.ndarray:  # type: ignore[type-arg]  # of several dtypes
+    return np.concatenate(arrays).astype(dtype) if arrays else np.zeros(0, dtype)
+
+
+def _as_text(table: pa.Table) -> pa.Table:
+    for name in ("request_id", "item_id", "user_id"):
+        place = table.schema.get_field_index(name)
+        table = table.set_column(place, name, table[name].cast(pa.string()))
+    return table

@@ -1,0 +1,229 @@
+"""Replay: record logs through the very pipeline that a worker runs (shell).
+
+Several logs form one chain per partition: positions restart, clocks and state go on, and windows
+are closed after the last one only (rule 7).
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from infra.errors import InputError
+from stream.checkpoint import Checkpointer, Restored
+from stream.composition import Composition, compose
+from stream.config import Config
+from stream.item_intake import ItemIntake
+from stream.pipeline import PipelineReport
+from stream.positions import Position, record_hash
+from stream.prediction_log import PredictionLog
+from stream.record_log import RecordLog, RecordLogUnusable
+from stream.records import RecordBatch, TopicPartition
+
+CHUNK_RECORDS = 4_096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayConfig:
+    """What to replay and where to put it. `snapshot_every` samples; 0: no snapshots."""
+
+    logs: tuple[Path, ...]
+    report: Path
+    snapshot_every: int = 0
+    resume: bool = False
+    chunk_records: int = CHUNK_RECORDS
+
+
+@dataclass(slots=True, kw_only=True)
+class ReplayResult:
+    """A finished replay. Seconds are wall time; `from_first_impression_s` leaves history out."""
+
+    composition: Composition
+    predictions: Path
+    restored: Restored
+    seconds: float
+    from_first_impression_s: float
+    samples_run: int
+    events_run: int
+    snapshots: int
+    source_ids: list[str] = field(default_factory=list)
+
+
+class Replay:
+    """One replay from start to end."""
+
+    def __init__(self, config: Config, options: ReplayConfig) -> None:
+        """Open the logs and the report folder; restore if asked. Raises InputError."""
+        self._options = options
+        self._logs = [_opened(path) for path in options.logs]
+        _check_partitions(self._logs, config)
+        vectors = options.report / "vectors"
+        options.report.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(vectors, ignore_errors=True)
+        self._checkpoints: Checkpointer | None = None
+        found = Restored(ref=None)
+        if options.snapshot_every or options.resume:
+            self._checkpoints = Checkpointer(options.report / "snapshots", options.report)
+            if options.resume:
+                found = self._checkpoints.find()
+            notes = self._checkpoints.prepare_vectors(found.ref, vectors)
+            found = Restored(ref=found.ref, meta=found.meta, damaged=found.damaged, notes=notes)
+        self._composition = compose(config, vectors)
+        self._intake = ItemIntake(self._composition.pipeline.items, self._composition.embedder)
+        self._log = PredictionLog(options.report, self._composition.plan.spec.trained_column)
+        self._log.truncate(int(found.meta.get("prediction_parts", 0)))
+        if self._checkpoints is not None:
+            found = self._checkpoints.restore(found, self._composition)
+            self._checkpoints.claim(found.ref)
+        self.restored = found
+        self._first_impression_s = 0.0
+        self._events_run = 0
+        self._ends: dict[TopicPartition, int] = {}
+
+    def run(self, progress: Callable[[int, int], None] | None = None) -> ReplayResult:
+        """Replay all logs; `progress` is told (records done, records in all)."""
+        composition, pipeline = self._composition, self._composition.pipeline
+        before = pipeline.ledger.samples
+        total, done = sum(len(log) for log in self._logs), 0
+        started = time.perf_counter()
+        try:
+            for log in self._remaining_logs():
+                for batches in log.batches(self._options.chunk_records):
+                    self._chunk(log, batches)
+                    done += sum(len(b) for b in batches)
+                    if progress is not None:
+                        progress(done, total)
+            if self._checkpoints is not None:
+                self._snapshot(final=True)
+            self._take(pipeline.finish())
+        finally:
+            if self._checkpoints is not None:
+                self._checkpoints.close()
+        ended = time.perf_counter()
+        first = self._first_impression_s or started
+        return ReplayResult(
+            composition=composition,
+            predictions=self._log.finish(),
+            restored=self.restored,
+            seconds=ended - started,
+            from_first_impression_s=ended - first,
+            samples_run=pipeline.ledger.samples - before,
+            events_run=self._events_run,
+            snapshots=self._checkpoints.taken if self._checkpoints else 0,
+            source_ids=[log.source_id for log in self._logs],
+        )
+
+    def _remaining_logs(self) -> Any:
+        """Logs from the one that the positions name, each one taken on as it begins."""
+        pipeline = self._composition.pipeline
+        held = {p.source_id for p in pipeline.positions().values()}
+        names = [log.source_id for log in self._logs]
+        start = next((i for i, name in enumerate(names) if name in held), None)
+        if held and start is None:
+            start = 0  # another day: model and user state go on, positions start anew
+        for log in self._logs[start or 0 :]:
+            positions = [
+                Position(source_id=log.source_id, topic=tp.topic, partition=tp.partition)
+                for tp in log.topic_partitions
+                if tp.topic in pipeline.topics
+            ]
+            if log.source_id in held:
+                _check_positions(log, list(pipeline.positions().values()))
+            elif pipeline.positions():
+                pipeline.drain()
+                pipeline.rebase(positions)
+            pipeline.assign(positions)
+            self._ends = log.last_offsets()
+            pipeline.mark_finished(tp for tp in pipeline.sequencer.partitions if tp not in self._ends)
+            yield log
+
+    def _chunk(self, log: RecordLog, batches: list[RecordBatch]) -> None:
+        pipeline, topics = self._composition.pipeline, self._composition.config.topics
+        mine: list[RecordBatch] = []
+        for batch in batches:
+            if batch.tp.topic == topics.item_vectors:
+                self._intake.vectors(log.source_id, [batch])
+            elif batch.tp.topic == topics.items and topics.item_vectors not in log.partitions:
+                self._intake.items(log.source_id, [batch])
+            elif batch.tp.topic in pipeline.topics:
+                rest = from_offset(batch, pipeline.positions()[batch.tp].next_offset)
+                if len(rest):
+                    mine.append(rest)
+        if not self._first_impression_s and any(
+            b.tp.topic == topics.impressions for b in mine
+        ):
+            self._first_impression_s = time.perf_counter()
+        finished = [b.tp for b in mine if int(b.offset_n[-1]) >= self._ends.get(b.tp, -1)]
+        self._take(pipeline.process(mine, 0, finished=finished))
+        if self._checkpoints is not None and self._options.snapshot_every:
+            self._snapshot(final=False)
+
+    def _take(self, report: PipelineReport) -> None:
+        self._events_run += report.events
+        for predictions in report.predictions:
+            self._log.append(predictions)
+
+    def _snapshot(self, *, final: bool) -> None:
+        checkpoints, composition = self._checkpoints, self._composition
+        assert checkpoints is not None
+        if not final and not checkpoints.due(composition):
+            return
+        checkpoints.wait(composition)
+        checkpoints.take(composition, {"prediction_parts": self._log.flush()})
+        if final:
+            checkpoints.wait(composition)
+
+
+def from_offset(batch: RecordBatch, offset: int) -> RecordBatch:
+    """The records of the batch from `offset` on."""
+    first = int(np.searchsorted(batch.offset_n, offset))
+    if first == 0:
+        return batch
+    return RecordBatch(
+        tp=batch.tp, offset_n=batch.offset_n[first:], timestamp_ms_n=batch.timestamp_ms_n[first:],
+        keys=batch.keys[first:], values=batch.values[first:],
+    )  # fmt: skip
+
+
+def _opened(path: Path) -> RecordLog:
+    try:
+        return RecordLog(path)
+    except RecordLogUnusable as error:
+        raise InputError(str(error)) from error
+
+
+def _check_partitions(logs: Sequence[RecordLog], config: Config) -> None:
+    if not logs:
+        raise InputError("replay: name at least one record log")
+    for log in logs:
+        have = {t: n for t, n in log.partitions.items()}
+        for topic in (config.topics.impressions, config.topics.clicks):
+            if topic not in have:
+                raise InputError(
+                    f"record log {log.path}: has no topic '{topic}', only {sorted(have)}; "
+                    "set topics.impressions and topics.clicks"
+                )
+
+
+def _check_positions(log: RecordLog, positions: Sequence[Position]) -> None:
+    """The records before the positions must be the ones that were consumed (rule 7)."""
+    for p in positions:
+        if p.source_id != log.source_id or p.next_offset == 0 or not p.last_hash:
+            continue
+        record = log.find(p.topic, p.partition, p.next_offset - 1)
+        if record is None:
+            raise InputError(
+                f"record log {log.path}: {p.topic}/{p.partition} ends before offset "
+                f"{p.next_offset}, where the snapshot continues; give the whole log"
+            )
+        if record_hash(record.key, record.value) != p.last_hash:
+            raise InputError(
+                f"record log {log.path}: {p.topic}/{p.partition}, offset {p.next_offset - 1} is "
+                "not the record that the snapshot consumed; the log was changed"
+            )
