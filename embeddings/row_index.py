@@ -33,8 +33,20 @@ STAMP_MAX = 1 << 30
 
 
 def slots_for(rows: int) -> I64:
-    """An empty table [S, 2] for `rows` keys; memory is committed as it is touched."""
+    """An empty table [S, 2] for `rows` keys at a load of at most 1/2."""
     return np.zeros((max(8, 1 << (2 * rows - 1).bit_length()), 2), np.int64)
+
+
+def with_room(slots_S2: I64, rows: int) -> I64:
+    """The table itself, or one of at least twice its size with the same keys, to hold `rows`.
+
+    A table that grows with its keys stays in the processor's cache while they are few.
+    """
+    if 2 * rows <= len(slots_S2):
+        return slots_S2
+    larger = slots_for(rows)
+    _move(slots_S2, larger)
+    return larger
 
 
 @kernel
@@ -63,6 +75,15 @@ def _remove(slots_S2: I64, i: int) -> None:
             slots_S2[i, 1] = slots_S2[j, 1]
             i = j
     slots_S2[i, 0] = 0
+
+
+@kernel
+def _move(slots_S2: I64, larger: I64) -> None:
+    for j in range(slots_S2.shape[0]):
+        if slots_S2[j, 0] != 0:
+            i = _place(larger, slots_S2[j, 0])
+            larger[i, 0] = slots_S2[j, 0]
+            larger[i, 1] = slots_S2[j, 1]
 
 
 @kernel

@@ -25,6 +25,7 @@ from embeddings.row_index import (
     forget_stamps,
     number_rows,
     slots_for,
+    with_room,
 )
 from embeddings.vector_codec import BadVector, decode_item_vector, misfit
 from embeddings.vectors import StoreMismatch, VectorStore
@@ -124,7 +125,7 @@ class VectorCache:
         self._read_attributes = read_attributes
         self._nothing = config.rows_max
         """The last row: zeros, and the attributes of an item that is not there."""
-        self._slots_S2 = slots_for(config.rows_max)
+        self._slots_S2 = slots_for(min(config.rows_max, 1024))
         self._key_R = np.zeros(config.rows_max, np.int64)
         self._clock_2 = np.zeros(2, np.int64)
         self._now = 0
@@ -212,6 +213,8 @@ class VectorCache:
     def _fill(self, keys_m: I64) -> None:
         _, vectors_mD, has_vector_m, columns = self._fetch(keys_m)
         rows_m = np.empty(len(keys_m), np.int64)
+        used = min(int(self._clock_2[0]) + len(keys_m), self._config.rows_max)
+        self._slots_S2 = with_room(self._slots_S2, used)
         claim_rows(
             self._slots_S2, keys_m, has_vector_m, self._now,
             self._key_R, self._clock_2, rows_m,

@@ -7,13 +7,14 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import msgpack
 import rocksdict
 
 from embeddings.vectors import (
     I64,
+    StoreFailed,
     StoreLocked,
     StoreMismatch,
     StoreUnusable,
@@ -68,12 +69,17 @@ class RocksVectorStore:
         """The values of `keys`, in their order; None where there is none."""
         if not len(keys):
             return []
-        return cast("list[bytes | None]", self._open_db().get(_names(keys)))  # type: ignore[arg-type]  # invariant stub
+        names: list[Any] = list(_names(keys))  # the library's stub wants an invariant union
+        try:
+            found: Any = self._open_db().get(names)
+        except Exception as error:
+            raise StoreFailed(f"vector store {self._path}: cannot be read: {error}") from error
+        return cast("list[bytes | None]", found)
 
     def put_many(
         self, keys: I64, values: Sequence[bytes], deletes: I64, positions: Mapping[str, bytes]
     ) -> None:
-        """Upserts, deletions and positions in one atomic write; raises StoreUnusable."""
+        """Upserts, deletions and positions in one atomic write; raises StoreFailed."""
         check_write(keys, values, deletes)
         batch = rocksdict.WriteBatch(raw_mode=True)
         for key, value in zip(_names(keys), values, strict=True):
@@ -85,7 +91,7 @@ class RocksVectorStore:
         try:
             self._open_db().write(batch)
         except Exception as error:
-            raise StoreUnusable(f"vector store {self._path}: cannot be written: {error}") from error
+            raise StoreFailed(f"vector store {self._path}: cannot be written: {error}") from error
 
     def positions(self) -> dict[str, bytes]:
         """All positions by name, as last written."""
@@ -100,12 +106,12 @@ class RocksVectorStore:
     def checkpoint(self, path: Path) -> None:
         """A consistent copy at `path`, hard links where the file system is the same.
 
-        `path` must not exist; raises StoreUnusable.
+        `path` must not exist; raises StoreFailed.
         """
         try:
             rocksdict.Checkpoint(self._open_db()).create_checkpoint(str(path))
         except Exception as error:
-            raise StoreUnusable(
+            raise StoreFailed(
                 f"vector store {self._path}: no checkpoint at {path}: {error}"
             ) from error
 

@@ -13,32 +13,28 @@ import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
+from infra.errors import FaultError, InputError
+
 I64 = NDArray[np.int64]
 NO_KEYS: I64 = np.empty(0, np.int64)
 _CHECKPOINT_FILE = "vectors.msgpack"
 _FORMAT = 1
 
 
-class VectorStoreError(Exception):
-    """A vector store cannot be used; the message says what, where and what to do.
-
-    VectorStoreError
-     x StoreMismatch   another format or another encoder version
-     x StoreLocked     another process or another object has it open
-     x StoreUnusable   the directory cannot be read or written, or there is no room
-    """
-
-
-class StoreMismatch(VectorStoreError):
+class StoreMismatch(InputError):
     """The store holds vectors of another encoder version, or is of another format."""
 
 
-class StoreLocked(VectorStoreError):
+class StoreLocked(InputError):
     """The store already has its one writer."""
 
 
-class StoreUnusable(VectorStoreError):
+class StoreUnusable(InputError):
     """The store's place cannot be read or written."""
+
+
+class StoreFailed(FaultError):
+    """A store that was in use could not read, write or copy itself."""
 
 
 class VectorStore(Protocol):
@@ -50,13 +46,16 @@ class VectorStore(Protocol):
         ...
 
     def get_many(self, keys: I64) -> list[bytes | None]:
-        """The values of `keys`, in their order; None where there is none."""
+        """The values of `keys`, in their order; None where there is none; raises StoreFailed."""
         ...
 
     def put_many(
         self, keys: I64, values: Sequence[bytes], deletes: I64, positions: Mapping[str, bytes]
     ) -> None:
-        """Upserts, deletions and positions in one atomic write. No key may occur twice."""
+        """Upserts, deletions and positions in one atomic write; raises StoreFailed.
+
+        No key may occur twice.
+        """
         ...
 
     def positions(self) -> dict[str, bytes]:
@@ -64,7 +63,7 @@ class VectorStore(Protocol):
         ...
 
     def checkpoint(self, path: Path) -> None:
-        """Writes a consistent copy to `path`, which must not exist; raises StoreUnusable."""
+        """Writes a consistent copy to `path`, which must not exist; raises StoreFailed."""
         ...
 
     def close(self) -> None:
@@ -108,11 +107,11 @@ class MemoryVectorStore:
     def put_many(
         self, keys: I64, values: Sequence[bytes], deletes: I64, positions: Mapping[str, bytes]
     ) -> None:
-        """Upserts, deletions and positions; raises StoreUnusable, unchanged, over `rows_max`."""
+        """Upserts, deletions and positions; raises StoreFailed, unchanged, over `rows_max`."""
         check_write(keys, values, deletes)
         new = sum(key not in self._values for key in keys.tolist())
         if len(self._values) + new > self._rows_max:
-            raise StoreUnusable(f"vector store in memory: over its limit of {self._rows_max} rows")
+            raise StoreFailed(f"vector store in memory: over its limit of {self._rows_max} rows")
         self._values.update(zip(keys.tolist(), values, strict=True))
         for key in deletes.tolist():
             self._values.pop(key, None)
@@ -123,7 +122,7 @@ class MemoryVectorStore:
         return dict(self._positions)
 
     def checkpoint(self, path: Path) -> None:
-        """Writes one file below `path`, which must not exist; raises StoreUnusable."""
+        """Writes one file below `path`, which must not exist; raises StoreFailed."""
         state = {
             "format": _FORMAT,
             "encoder": self._encoder_version,
@@ -134,7 +133,7 @@ class MemoryVectorStore:
             path.mkdir()
             (path / _CHECKPOINT_FILE).write_bytes(msgpack.packb(state))
         except OSError as error:
-            raise StoreUnusable(f"vector store checkpoint {path}: {error}") from error
+            raise StoreFailed(f"vector store checkpoint {path}: {error}") from error
 
     def close(self) -> None:
         """Does nothing."""

@@ -243,6 +243,18 @@ def test_the_index_forgets_and_finds_like_a_dictionary():
         assert totals.tolist()[:2] == [len(pool), len(pool) - len(known)]
 
 
+def test_the_index_grows_with_its_keys():
+    store = MemoryVectorStore("e")
+    present = np.arange(1, 5000)
+    store.put_many(present, [value_of(key) for key in present.tolist()], NO_KEYS, {})
+    cache = cache_of(store, 10_000)
+    for stop in (500, 3000, 5000):
+        rows = cache.lookup(np.arange(1, stop))
+        numbers = [0 if key % 3 == 0 else float(np.float16(key)) for key in range(1, stop)]
+        assert rows.table_VC[rows.target_B, 0].tolist() == numbers
+    assert len(cache._slots_S2) == 16_384
+
+
 def test_the_loops_run_uncompiled_with_the_same_results():
     """The same tests without the compiler, warnings being errors: no overflow, no wrong type."""
     if os.environ.get("NUMBA_DISABLE_JIT") == "1":

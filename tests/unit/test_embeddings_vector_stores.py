@@ -14,10 +14,12 @@ from embeddings.vector_store import RocksVectorStore, RocksVectorStoreConfig, re
 from embeddings.vectors import (
     NO_KEYS,
     MemoryVectorStore,
+    StoreFailed,
     StoreLocked,
     StoreMismatch,
     StoreUnusable,
 )
+from infra.errors import FaultError, InputError
 
 ROOT = Path(__file__).parents[2]
 
@@ -87,7 +89,7 @@ def test_a_checkpoint_is_what_was_there_at_that_moment(store, tmp_path):
 
 def test_a_checkpoint_never_overwrites(store, tmp_path):
     (tmp_path / "copy").mkdir()
-    with pytest.raises(StoreUnusable, match="copy"):
+    with pytest.raises(StoreFailed, match="copy"):
         store.checkpoint(tmp_path / "copy")
 
 
@@ -100,7 +102,7 @@ def test_memory_has_a_limit_and_leaves_nothing_half_written(tmp_path):
     small = MemoryVectorStore("e1", rows_max=2)
     small.put_many(keys(1, 2), [b"a", b"b"], NO_KEYS, {})
     small.put_many(keys(2), [b"c"], NO_KEYS, {})
-    with pytest.raises(StoreUnusable, match="limit of 2"):
+    with pytest.raises(StoreFailed, match="limit of 2"):
         small.put_many(keys(2, 3), [b"d", b"e"], NO_KEYS, {})
     assert small.get_many(keys(2, 3)) == [b"c", None]
     with pytest.raises(StoreUnusable, match="cannot be read"):
@@ -204,6 +206,11 @@ def test_restoring_needs_a_checkpoint_and_replaces_what_was_there(tmp_path):
     back = rocks(tmp_path / "store")
     assert back.get_many(keys(1, 2)) == [b"a", None]
     back.close()
+
+
+def test_errors_tell_wrong_input_from_faults():
+    assert all(issubclass(e, InputError) for e in (StoreMismatch, StoreLocked, StoreUnusable))
+    assert issubclass(StoreFailed, FaultError)
 
 
 def test_a_config_without_room_is_refused(tmp_path):
