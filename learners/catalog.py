@@ -41,7 +41,7 @@ def entry(name: str) -> Entry:
 def config_of(name: str, options: Mapping[str, Any]) -> Any:
     """Configuration of the learner `name` from options as TOML gives them.
 
-    Raises ValueError for an unknown option (naming the nearest), a wrong type, a value out of range.
+    Raises ValueError for an unknown option (naming the nearest), wrong type or bad value.
     """
     cls = entry(name).config
     _check_names(cls, options, f"learner {name}")

@@ -49,6 +49,16 @@ class StepInputs:
     nominal_size: int
 
 
+def trained_rows(batch: MiniBatch, spec: FeatureSpec) -> tuple[Tensor, Tensor]:
+    """Rows that have the trained label, and those whose numbers are all finite; bool [B] each.
+
+    Every learner learns from rows that are both, and counts the labelled others as skipped.
+    """
+    k = spec.trained_column
+    sums_B = batch.dense_BD.sum(1) + batch.labels_BK[:, k] + batch.weight_B
+    return batch.label_mask_BK[:, k] > 0, torch.isfinite(sums_B)
+
+
 def step_inputs(batch: MiniBatch, spec: FeatureSpec, device: torch.device) -> StepInputs:
     """Inputs of one batch; the batch itself is not changed."""
     b = len(batch)
@@ -56,12 +66,10 @@ def step_inputs(batch: MiniBatch, spec: FeatureSpec, device: torch.device) -> St
     k = spec.trained_column
     dense_BD = _padded(batch.dense_BD, more)
     label_B, weight_B = _padded(batch.labels_BK[:, k], more), _padded(batch.weight_B, more)
-    labelled_B = _padded(batch.label_mask_BK[:, k], more) > 0
-    finite_B = torch.isfinite(dense_BD.sum(1) + label_B + weight_B)
-    rejected = 0
-    if not bool(finite_B.all()):
-        rejected = int((labelled_B & ~finite_B).sum())
-        labelled_B = labelled_B & finite_B
+    labelled_B, finite_B = trained_rows(batch, spec)
+    clean, rejected = bool(finite_B.all()), int((labelled_B & ~finite_B).sum())
+    labelled_B = _padded(labelled_B & finite_B, more)
+    if not clean:
         dense_BD, label_B, weight_B = (
             torch.where(torch.isfinite(x), x, 0.0) for x in (dense_BD, label_B, weight_B)
         )

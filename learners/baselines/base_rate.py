@@ -14,6 +14,7 @@ from infra.state import Part
 from learners.batch import MiniBatch, RowKind
 from learners.feature_spec import FeatureSpec
 from learners.learner import StepReport
+from learners.step_inputs import trained_rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,14 +50,11 @@ class BaseRate:
     def learn_many(self, batch: MiniBatch) -> StepReport:
         """Count the labelled samples; loss is the mean over them of the old rate's loss."""
         logits_B = self.predict_many(batch)
-        k = self.spec.trained_column
-        label_B = batch.labels_BK[:, k].double()
-        labelled_B = batch.label_mask_BK[:, k] > 0
-        ok_B = torch.isfinite(label_B) & torch.isfinite(batch.weight_B)
-        used_B = labelled_B & ok_B & (batch.row_kind_B == int(RowKind.SAMPLE))
+        labelled_B, finite_B = trained_rows(batch, self.spec)
+        skipped = int((labelled_B & ~finite_B).sum())
+        used_B = labelled_B & finite_B & (batch.row_kind_B == int(RowKind.SAMPLE))
         weight_B = batch.weight_B.double()[used_B]
-        label_B = label_B[used_B]
-        skipped = labelled_B & ~ok_B
+        label_B = batch.labels_BK[used_B, self.spec.trained_column].double()
         losses_B = torch.nn.functional.softplus(logits_B[used_B].double())
         losses_B = losses_B - label_B * logits_B[used_B]
         loss = (weight_B * losses_B).sum() / weight_B.sum().clamp(min=1e-12)
@@ -66,8 +64,8 @@ class BaseRate:
             self.rows_learned += learned
             self.rows += float(weight_B.sum())
             self.positives += float((weight_B * label_B).sum())
-        self.skipped += int(skipped.sum())
-        return StepReport(logits_B=logits_B, loss=loss.float(), skipped=skipped.sum())
+        self.skipped += skipped
+        return StepReport(logits_B=logits_B, loss=loss.float(), skipped=torch.tensor(skipped))
 
     def export_full(self) -> Sequence[Part]:
         """The two sums and the counts."""

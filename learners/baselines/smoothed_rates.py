@@ -17,6 +17,7 @@ from infra.state import Part
 from learners.batch import MiniBatch
 from learners.feature_spec import FeatureSpec
 from learners.learner import StepReport
+from learners.step_inputs import trained_rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,9 +70,8 @@ class SmoothedRates:
         """Logits and their loss; counts only, as the counters learn on their own."""
         logits_B = self.predict_many(batch)
         k = self.spec.trained_column
-        labelled_B = batch.label_mask_BK[:, k] > 0
-        sums_B = batch.dense_BD.sum(1) + batch.labels_BK[:, k] + batch.weight_B
-        used_B = labelled_B & torch.isfinite(sums_B)
+        labelled_B, finite_B = trained_rows(batch, self.spec)
+        used_B = labelled_B & finite_B
         skipped = labelled_B.sum() - used_B.sum()
         weight_B = batch.weight_B[used_B]
         losses_B = functional.binary_cross_entropy_with_logits(
