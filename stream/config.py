@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from embeddings.encoders.attributes import AttributeEncoderConfig
 from stream.counters import CounterConfig
+from stream.kafka.settings import KafkaConfig, TopicsConfig, WorkerConfig
 from stream.label_policy import LabelConfig
 from stream.user_state import HistoryConfig
 
@@ -87,20 +88,6 @@ class StreamConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TopicsConfig:
-    """Names of the topics."""
-
-    impressions: str = "impressions"
-    clicks: str = "clicks"
-    items: str = "items"
-    item_vectors: str = "item-vectors"
-    dead_letters: str = "dead-letters"
-    partitions: int = 4
-    replication: int = 1
-    retention_ms: int = 7 * 86_400_000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ItemsConfig:
     """Item content to vectors. `dim` 0 turns content off."""
 
@@ -142,6 +129,8 @@ class Config:
 
     stream: StreamConfig = field(default_factory=StreamConfig)
     topics: TopicsConfig = field(default_factory=TopicsConfig)
+    kafka: KafkaConfig = field(default_factory=KafkaConfig)
+    worker: WorkerConfig = field(default_factory=WorkerConfig)
     items: ItemsConfig = field(default_factory=ItemsConfig)
     ranker: RankerConfig = field(default_factory=RankerConfig)
     snapshot: SnapshotConfig = field(default_factory=SnapshotConfig)

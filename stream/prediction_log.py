@@ -75,8 +75,11 @@ class PredictionLog:
             if not path.stem.isdigit() or int(path.stem) >= parts:
                 path.unlink()
 
-    def finish(self) -> Path:
-        """Join the parts to `predictions.parquet`, atomically; its path."""
+    def finish(self, *, keep_parts: bool = False) -> Path:
+        """Join the parts to `predictions.parquet`, atomically; its path.
+
+        `keep_parts` lets a later run go on behind them.
+        """
         self.flush()
         tables = [
             pq.read_table(self._parts / f"{number:08d}.parquet") for number in range(self._count)
@@ -86,7 +89,8 @@ class PredictionLog:
         path = self._folder / FILE
         pq.write_table(joined, path.with_suffix(".tmp"))
         path.with_suffix(".tmp").rename(path)
-        shutil.rmtree(self._parts)
+        if not keep_parts:
+            shutil.rmtree(self._parts)
         return path
 
     def _table(self) -> pa.Table:
