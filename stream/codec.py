@@ -28,6 +28,8 @@ from stream.columns import I64, EventColumns, EventKind, Rejected
 from stream.events import TopicRole
 from stream.records import RecordBatch
 
+OPEN_KINDS_MAX = 1_000
+
 __all__ = [
     "ClickDecoder",
     "DecodeSpec",
@@ -116,6 +118,16 @@ class _Intake:
         return [plain_block(records, [0] * len(records), EventKind.WATERMARK, times)]
 
 
+class _OpenKinds(dict[str, int]):
+    """Numbers a kind when it is asked for first."""
+
+    def get(self, kind: str, default: int = -1) -> int:  # type: ignore[override]
+        """The number of `kind`."""
+        if kind not in self and len(self) < OPEN_KINDS_MAX:
+            self[kind] = len(self)
+        return super().get(kind, default)
+
+
 class _Decoder:
     """What both decoders share."""
 
@@ -178,10 +190,20 @@ class ClickDecoder(_Decoder):
     _required = ("user_id", "ts_ms", "item_id", "kind")
     _optional = ("request_id",)
 
-    def __init__(self, spec: DecodeSpec) -> None:
-        """Number the kinds in the order of the configured list."""
+    def __init__(self, spec: DecodeSpec, *, open_kinds: bool = False) -> None:
+        """Number the kinds in the order of the configured list.
+
+        `open_kinds` numbers kinds that nobody configured as they come, for tools that look at
+        logs; up to 1,000.
+        """
         super().__init__(spec)
-        self._kinds = {kind: i for i, kind in enumerate(spec.click_kinds)}
+        numbers = _OpenKinds if open_kinds else dict
+        self._kinds: dict[str, int] = numbers((k, i) for i, k in enumerate(spec.click_kinds))
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Names of the kinds by number."""
+        return tuple(self._kinds)
 
     def _row_block(self, events: list[Any], record_e: I64, place_e: I64) -> Block:
         return click_block(events, record_e, place_e, self._kinds, self._caches)

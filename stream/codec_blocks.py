@@ -28,8 +28,8 @@ _PLACE_BITS: Final = 32
 class Block:
     """Rows of one kind in (record, place) order; `place_n` is the event's place in its record.
 
-    `leads` are the (record, user id) of each record's first row, for the check of record keys;
-    empty for events without a user.
+    `lead_records` and `lead_users` are each record's number and the user id of its first row, for
+    the check of record keys; empty for events without a user.
     """
 
     record_n: I64
@@ -41,7 +41,8 @@ class Block:
     user_n: I64
     click_kind_n: NDArray[np.int16]
     impressions: ImpressionColumns | None = None
-    leads: list[tuple[int, int | str]] = field(default_factory=list)
+    lead_records: list[int] = field(default_factory=list)
+    lead_users: Sequence[int | str] = ()
     bad: Bad = field(default_factory=list)
 
 
@@ -109,25 +110,28 @@ def _check_times(block: Block, batch: RecordBatch, max_future_ms: int) -> None:
 
 
 def _check_keys(block: Block, batch: RecordBatch) -> None:
-    keys = batch.keys
-    keyed = [(record, keys[record]) for record, _ in block.leads if keys[record] is not None]
-    if not keyed:
+    got = [batch.keys[record] for record in block.lead_records]
+    if got.count(None) == len(got):
+        return
+    expected = [b"%d" % user if type(user) is int else encode_key(user) for user in block.lead_users]
+    if got == expected and len(got) == len(block.record_n):
         return
     wrong = {
         record
-        for record, user in block.leads
-        if keys[record] is not None and encode_key(user) != keys[record]
+        for record, key, own in zip(block.lead_records, got, expected, strict=True)
+        if key is not None and key != own
     }
-    change = np.flatnonzero(
-        (np.diff(block.record_n) == 0) & (np.diff(block.user_n) != 0)
-    )
-    wrong.update(r for r in block.record_n[change].tolist() if keys[r] is not None)
+    # Rows behind the first one: another user in a keyed record is wrong too.
+    change = np.flatnonzero((np.diff(block.record_n) == 0) & (np.diff(block.user_n) != 0))
+    wrong.update(r for r in block.record_n[change].tolist() if batch.keys[r] is not None)
     for record in sorted(wrong):
-        key = keys[record]
+        key = batch.keys[record]
         assert key is not None
         rows = np.flatnonzero(block.record_n == record)
         rows = rows[~np.isin(block.user_n[rows], _keys_spelled(key))]
-        repeated_rows(block.bad, Reason.KEY_MISMATCH, rows, f"record key {key[:64]!r} is not its id")
+        repeated_rows(
+            block.bad, Reason.KEY_MISMATCH, rows, f"record key {key[:64]!r} is not its user's"
+        )
 
 
 def _keys_spelled(key: bytes) -> I64:

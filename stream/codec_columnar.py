@@ -195,7 +195,8 @@ def columnar_click_block(
         item_n=item_n,
         user_n=user_n,
         click_kind_n=_kinds(messages, kinds),
-        leads=_leads(messages, columns, starts),
+        lead_records=[record for record, _ in messages],
+        lead_users=_lead_users(columns, starts),
         bad=bad,
     )
 
@@ -232,7 +233,8 @@ def columnar_impression_block(
         user_n=user_n,
         click_kind_n=np.full(len(record_n), -1, np.int16),
         impressions=impressions,
-        leads=_leads(messages, columns, starts),
+        lead_records=[record for record, _ in messages],
+        lead_users=_lead_users(columns, starts),
         bad=bad,
     )
 
@@ -278,21 +280,17 @@ def _requests(
 
 
 def _kinds(messages: list[tuple[int, Any]], kinds: dict[str, int]) -> NDArray[np.int16]:
-    numbers = [
-        [kinds.get(cell, -1)] * message.n
-        if type(cell := message.columns["kind"]) is str
-        else [kinds.get(kind, -1) for kind in _values(cell, message.n)]
-        for _, message in messages
-    ]
-    return np.array(list(chain.from_iterable(numbers)), np.int16)
+    cells = [message.columns["kind"] for _, message in messages]
+    counts = [message.n for _, message in messages]
+    if all(type(cell) is str for cell in cells):
+        return np.repeat(np.array([kinds.get(cell, -1) for cell in cells], np.int16), counts)
+    rows = chain.from_iterable(map(_values, cells, counts))
+    return np.array([kinds.get(kind, -1) for kind in rows], np.int16)
 
 
-def _leads(
-    messages: list[tuple[int, Any]], columns: Columns, starts: list[int]
-) -> list[tuple[int, int | str]]:
+def _lead_users(columns: Columns, starts: list[int]) -> list[Any]:
     ints = columns.ints("user_id")
-    users = columns.values("user_id") if ints is None else None
-    return [
-        (record, int(ints[start]) if users is None else users[start])  # type: ignore[index]
-        for (record, _), start in zip(messages, starts, strict=True)
-    ]
+    if ints is not None:
+        return ints[starts].tolist()
+    users = columns.values("user_id")
+    return [users[start] for start in starts]

@@ -48,6 +48,7 @@ def filled(  # noqa: PLR0913  # the columns that all forms have
     """Columns of all rows by `spec`; what cannot be used is added to `bad` and holds 0."""
     columns = empty_impressions(spec, len(ts_ms_n))
     columns.position_m = position_n
+    plain_mF = np.zeros((len(ts_ms_n), len(spec.ids)), np.int64)  # noqa: N806  # shape suffix
     given = {"user": user_n, "item": item_n}
     for f, source in enumerate(spec.ids):
         path = source.path
@@ -59,7 +60,12 @@ def filled(  # noqa: PLR0913  # the columns that all forms have
             keys = keys_of_ints(_of_impression(path, ts_ms_n, position_n, spec))
         else:
             keys = fields.keys(path, bad)
-        columns.ids_mF[:, f] = salted(keys, source.salt)
+        plain_mF[:, f] = keys
+    if spec.ids:
+        # One call for all columns: the mix's dozen array operations cost more than its arithmetic.
+        salts_F = np.array([source.salt for source in spec.ids])
+        columns.ids_mF = salted(plain_mF, salts_F)  # type: ignore[arg-type]  # broadcasts
+        columns.ids_mF[:, [s.path.startswith(ITEM_PREFIX) for s in spec.ids]] = 0
     for multi, into in zip(spec.multis, columns.multi_mM, strict=True):
         if not multi.path.startswith(ITEM_PREFIX):
             into[:] = fields.multi(multi.path, multi.length, multi.salt, bad)

@@ -6,6 +6,7 @@ no columnar envelope and diagnoses nothing; what does not fit raises in `Forms.d
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -32,11 +33,13 @@ from stream.codec_values import (
     int_array,
     multi_keys,
     optional_id_keys,
+    request_keys,
     small_ints,
     value_key,
 )
 from stream.columns import I64, EventKind, Reason
 from stream.events import TopicRole, Value, Version
+from stream.keys import keys_of_ints
 
 _Field = tuple[str, Any] | tuple[str, Any, Any]
 
@@ -200,7 +203,7 @@ def impression_block(
     lists = [event.items for event in events]
     requests = [event.request_id for event in events]
     users = [event.user_id for event in events]
-    leads = _leads(record_e, users)
+    lead_records, lead_users = _leads(record_e, users)
     times = [event.ts_ms for event in events]
     event_of_row: I64 | None = None
     within: I64 | int = 0
@@ -218,7 +221,7 @@ def impression_block(
         record_e, place_e = record_e[event_of_row], place_e[event_of_row]
     bad: Bad = []
     ts_ms_n = time_column(times, bad)
-    request_n, plain_requests = id_keys(requests, caches.ids, bad, "request_id")
+    request_n, plain_requests = request_keys(requests, caches.ids, bad)
     user_n, plain_users = id_keys(users, caches.ids, bad, "user_id")
     items = [item.item_id for item in shown]
     item_n, plain_items = id_keys(items, caches.ids, bad, "item_id")
@@ -246,7 +249,8 @@ def impression_block(
         user_n=user_n,
         click_kind_n=np.full(len(items), -1, np.int16),
         impressions=impressions,
-        leads=leads,
+        lead_records=lead_records,
+        lead_users=lead_users,
         bad=bad,
     )
 
@@ -258,25 +262,28 @@ def click_block(
     bad: Bad = []
     requests = [event.request_id for event in events]
     users = [event.user_id for event in events]
-    number = kinds.get
-    request_ints = int_array(requests)
-    if request_ints is not None:
-        request_n, _ = id_keys(requests, caches.ids, bad, "request_id")
-    else:
+    if None in requests:
         request_n = optional_id_keys(requests, caches.ids, bad, "request_id")
-    organic = np.fromiter((request is None for request in requests), np.bool_, len(requests))
+        organic = np.fromiter((request is None for request in requests), np.bool_, len(requests))
+        kind_n = np.where(organic, np.uint8(EventKind.ORGANIC), np.uint8(EventKind.CLICK))
+    else:
+        request_n, _ = request_keys(requests, caches.ids, bad)
+        kind_n = np.full(len(requests), EventKind.CLICK, np.uint8)
     user_n, _ = id_keys(users, caches.ids, bad, "user_id")
     item_n, _ = id_keys([event.item_id for event in events], caches.ids, bad, "item_id")
+    number = kinds.get
+    lead_records, lead_users = _leads(record_e, users)
     return Block(
         record_n=record_e,
         place_n=place_e,
-        kind_n=np.where(organic, EventKind.ORGANIC, EventKind.CLICK).astype(np.uint8),
+        kind_n=kind_n,
         ts_ms_n=time_column([event.ts_ms for event in events], bad),
         request_n=request_n,
         item_n=item_n,
         user_n=user_n,
-        click_kind_n=np.array([number(event.kind, -1) for event in events], np.int16),
-        leads=_leads(record_e, users),
+        click_kind_n=np.array(array("h", [number(event.kind, -1) for event in events])),
+        lead_records=lead_records,
+        lead_users=lead_users,
         bad=bad,
     )
 
@@ -285,10 +292,10 @@ def names_of(
     requests: Sequence[Any], items: Sequence[Any], users: Sequence[Any]
 ) -> list[tuple[int | str, int | str, int | str] | None]:
     """Original ids of the rows in which any is a string."""
-    return [
-        names if str in map(type, names) else None
-        for names in zip(requests, items, users, strict=True)
-    ]
+    rows = zip(requests, items, users, strict=True)
+    if any(set(map(type, column)) == {str} for column in (requests, items, users)):
+        return list(rows)
+    return [names if str in map(type, names) else None for names in rows]
 
 
 def time_column(times: list[int], bad: Bad) -> I64:
@@ -305,7 +312,9 @@ def time_column(times: list[int], bad: Bad) -> I64:
     return column
 
 
-def _leads(record_e: I64, users: Sequence[Any]) -> list[tuple[int, int | str]]:
+def _leads(record_e: I64, users: list[Any]) -> tuple[list[int], list[Any]]:
+    """Records, and the user of the first event of each."""
     starts = np.flatnonzero(np.diff(record_e, prepend=-1))
-    return [(r, users[s]) for r, s in zip(record_e[starts].tolist(), starts.tolist(), strict=True)]
-
+    if len(starts) == len(users):
+        return record_e.tolist(), users
+    return record_e[starts].tolist(), [users[start] for start in starts.tolist()]

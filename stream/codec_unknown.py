@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import Counter
 from typing import Any, Final
 
 from stream.codec_salvage import unpacked
@@ -19,51 +19,78 @@ _EVENT: Final = frozenset(
 _SHOWN: Final = frozenset({"item_id", "position", "features", "propensity"})
 
 
-def unknown_fields(batch: RecordBatch, spec: DecodeSpec, every: int = SAMPLE_EVERY) -> dict[str, int]:
+def unknown_fields(
+    batch: RecordBatch, spec: DecodeSpec, every: int = SAMPLE_EVERY
+) -> dict[str, int]:
     """Events that have each unread field, by name, in records at offsets divisible by `every`.
 
     Names in open maps are unread when no path of `spec` names them (`context.X`). Beyond 1,000
     distinct names further ones count together as `…`.
     """
-    counts: dict[str, int] = {}
-    read = {source.path for source in spec.sources}
+    found = _Found()
     for record in (batch.offset_n % every == 0).nonzero()[0].tolist():
         value = batch.values[record]
         message = "" if value is None or len(value) > spec.value_bytes_max else unpacked(value)
         if isinstance(message, dict):
-            for name, n in _unread(message, read):
-                place = name if name in counts or len(counts) < NAMES_MAX else "…"
-                counts[place] = counts.get(place, 0) + n
-    return counts
+            found.take(message)
+    return found.unread({source.path for source in spec.sources})
 
 
-def _unread(message: dict[Any, Any], read: set[str]) -> Iterator[tuple[str, int]]:
-    columns, n = message.get("columns"), message.get("n")
-    if isinstance(columns, dict) and isinstance(n, int):
-        known = read | _EVENT | {"position"}
-        yield from ((name, n) for name in columns if name not in known)
-        return
-    yield from ((str(name), 1) for name in message if name not in _HEAD and name not in _EVENT)
-    events = message.get("events")
-    for event in events if isinstance(events, list) else [message]:
-        if isinstance(event, dict):
-            yield from _unread_of_event(event, read, is_inner=event is not message)
+class _Found:
+    """Names seen, by where they stand; `Counter.update` counts the keys of a map in C."""
 
+    def __init__(self) -> None:
+        self._events: Counter[object] = Counter()
+        self._shown: Counter[object] = Counter()
+        self._maps: dict[str, Counter[object]] = {"context": Counter(), "features": Counter()}
+        self._columns: Counter[object] = Counter()
 
-def _unread_of_event(
-    event: dict[Any, Any], read: set[str], *, is_inner: bool
-) -> Iterator[tuple[str, int]]:
-    if is_inner:
-        yield from ((str(name), 1) for name in event if name not in _EVENT)
-    yield from _unread_of_map("context", event.get("context"), read)
-    shown = event.get("items")
-    for item in shown if isinstance(shown, list) else ():
-        if isinstance(item, dict):
-            yield from ((f"items.{name}", 1) for name in item if name not in _SHOWN)
-            yield from _unread_of_map("features", item.get("features"), read)
+    def take(self, message: dict[Any, Any]) -> None:
+        """Count one message."""
+        columns, n = message.get("columns"), message.get("n")
+        if isinstance(columns, dict) and isinstance(n, int):
+            for name in columns:
+                self._columns[name] += n
+            return
+        self._events.update(message.keys())
+        events = message.get("events")
+        if not isinstance(events, list):
+            self._take_maps(message)
+            return
+        for event in events:
+            if isinstance(event, dict):
+                self._events.update(event.keys())
+                self._take_maps(event)
 
+    def _take_maps(self, event: dict[Any, Any]) -> None:
+        self._count("context", event.get("context"))
+        shown = event.get("items")
+        for item in shown if isinstance(shown, list) else ():
+            if isinstance(item, dict):
+                self._shown.update(item.keys())
+                self._count("features", item.get("features"))
 
-def _unread_of_map(prefix: str, fields: object, read: set[str]) -> Iterable[tuple[str, int]]:
-    if not isinstance(fields, dict):
-        return ()
-    return [(path, 1) for name in fields if (path := f"{prefix}.{name}") not in read]
+    def _count(self, prefix: str, fields: object) -> None:
+        if isinstance(fields, dict):
+            self._maps[prefix].update(fields.keys())
+
+    def unread(self, read: set[str]) -> dict[str, int]:
+        """Names that nothing reads, in order of name."""
+        names: Counter[str] = Counter()
+        for name, n in self._events.items():
+            if name not in _HEAD and name not in _EVENT:
+                names[str(name)] += n
+        for name, n in self._shown.items():
+            if name not in _SHOWN:
+                names[f"items.{name}"] += n
+        for prefix, fields in self._maps.items():
+            for name, n in fields.items():
+                names[f"{prefix}.{name}"] += n
+        for name, n in self._columns.items():
+            if name not in _EVENT and name != "position":
+                names[str(name)] += n
+        unread = sorted((name, n) for name, n in names.items() if name not in read)
+        kept = dict(unread[:NAMES_MAX])
+        if len(unread) > NAMES_MAX:
+            kept["…"] = sum(n for _, n in unread[NAMES_MAX:])
+        return kept

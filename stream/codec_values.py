@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from xxhash import xxh3_64_intdigest
 
 from stream.columns import I64, Reason
 from stream.events import ID_BYTES_MAX
@@ -112,6 +113,20 @@ def id_keys(values: Sequence[Any], cache: KeyCache, bad: Bad, name: str) -> tupl
     if ints is not None:
         return keys_of_ints(ints), True
     return _cached_keys(values, cache, bad, name), False
+
+
+def request_keys(values: Sequence[Any], cache: KeyCache, bad: Bad) -> tuple[I64, bool]:
+    """As `id_keys`, for ids that hardly repeat: strings are hashed without the cache."""
+    if len(values) and type(values[0]) is str:
+        try:
+            texts = [value.encode() for value in values]
+        except AttributeError:  # an integer among them
+            return id_keys(values, cache, bad, "request_id")
+        if 0 < min(map(len, texts)) and max(map(len, texts)) <= ID_BYTES_MAX:
+            keys = np.frombuffer(array("Q", map(xxh3_64_intdigest, texts)), np.int64)
+            if keys.all():  # else one needs the stand-in for 0
+                return keys, False
+    return id_keys(values, cache, bad, "request_id")
 
 
 def optional_id_keys(values: Sequence[Any], cache: KeyCache, bad: Bad, name: str) -> I64:

@@ -4,9 +4,10 @@ Clicks: `click` where `is_click`, 7 s after the impression (the publisher's "val
 end of a shorter video; `long_view` where `long_view`, at the end of the play. Repeated rows are
 emitted again, so that what reads the log can prove itself on them. The lists of videos watched
 before the slice become organic events of kind `watch`: all entries of all users, also of users
-without an impression, stamped at strictly increasing milliseconds that end just before the slice's
-first impression. (A list has one time for all its entries; those of 565 users of the development
-slice end up to 47 minutes inside it, which is harmless: it is long before any evaluated span.)
+without an impression, one user after the other at strictly increasing milliseconds that end just
+before the slice's first impression, so that the log begins in order. (A list has one time for all
+its entries; those of 565 users of the development slice end up to 47 minutes inside it, which is
+harmless: it is long before any evaluated span.)
 """
 
 from __future__ import annotations
@@ -90,11 +91,11 @@ class _Tables:
         return int(pc.min(self.log["time_ms"]).as_py())
 
     @property
-    def longest_list(self) -> int:
-        """Entries of the longest history."""
-        if self.history is None or not len(self.history):
+    def organic(self) -> int:
+        """Entries of all histories."""
+        if self.history is None:
             return 0
-        return int(pc.max(pc.list_value_length(self.history["watch_seq"])).as_py() or 0)
+        return int(pc.sum(pc.list_value_length(self.history["watch_seq"])).as_py() or 0)
 
 
 def import_kuairand(
@@ -123,13 +124,10 @@ def import_kuairand(
         envelope=config.envelope,
         on_records=on_records,
     )
-    lengths = pa.array([0])
-    if tables.history is not None:
-        lengths = pc.list_value_length(tables.history["watch_seq"])
     return ImportCounts(
         impressions=len(tables.log),
         clicks=len(clicks),
-        organic=int(pc.sum(lengths).as_py() or 0),
+        organic=tables.organic,
         items=len(items),
         records=built.records,
         source_id=built.source_id,
@@ -227,7 +225,7 @@ def _organic(tables: _Tables) -> Iterator[Outgoing]:
     """One columnar envelope a user; the newest entry stands last."""
     if tables.history is None:
         return
-    end_ms = tables.first_ms
+    next_ms = tables.first_ms - tables.organic
     lists = tables.history["watch_seq"].to_pylist()
     for user, videos in zip(tables.history["user_id"].to_pylist(), lists, strict=True):
         if not videos:
@@ -237,15 +235,16 @@ def _organic(tables: _Tables) -> Iterator[Outgoing]:
             "user_id": user,
             "kind": "watch",
             "item_id": np.array(videos, np.int64),
-            "ts_ms": np.arange(end_ms - n, end_ms),
+            "ts_ms": np.arange(next_ms, next_ms + n),
         }
+        next_ms += n
         message = encode_columns("click_columns", n, columns)
-        yield Outgoing(end_ms - 1, encode_key(user), "click_columns", {}, message)
+        yield Outgoing(next_ms - 1, encode_key(user), "click_columns", {}, message)
 
 
 def _items(tables: _Tables) -> Iterator[Outgoing]:
     """One item a video, all stamped before everything else."""
-    ts_ms = tables.first_ms - tables.longest_list - 1
+    ts_ms = tables.first_ms - tables.organic - 1
     for video, attributes in _rows(tables.videos, "video_id"):
         tags = attributes.get("tag")
         if isinstance(tags, str):
