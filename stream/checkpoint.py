@@ -86,7 +86,7 @@ class Checkpointer:
             return ()
         if VECTORS not in self.store.manifest(ref).linked:
             return ("vectors: rebuilt (the snapshot has no copy; not bit-identical)",)
-        self.store.copy_linked(ref, VECTORS, target)
+        self.store.copy_linked(ref, VECTORS, target, link_suffixes=(".sst", ".blob"))
         return ()
 
     def restore(self, found: Restored, composition: Composition) -> Restored:
@@ -112,9 +112,7 @@ class Checkpointer:
                 if here.get(name) != old
             ]
         self._last_samples = composition.pipeline.ledger.samples
-        return Restored(
-            ref=found.ref, meta=found.meta, damaged=found.damaged, notes=tuple(notes)
-        )
+        return Restored(ref=found.ref, meta=found.meta, damaged=found.damaged, notes=tuple(notes))
 
     def claim(self, parent: SnapshotRef | None) -> None:
         """Start an epoch: what others write from now on is beside the point (rule 13)."""

@@ -51,9 +51,7 @@ def embedder_of(config: Config) -> Embedder:
     return Embedder(encoder, EmbedderConfig(dtype=config.items.dtype))
 
 
-def compose(
-    config: Config, store_path: Path | None, *, span: Span = no_span
-) -> Composition:
+def compose(config: Config, store_path: Path | None, *, span: Span = no_span) -> Composition:
     """A fresh pipeline; item vectors are kept in `store_path`, or in memory without one.
 
     Raises InputError where the learner's options do not fit, and what the store raises.

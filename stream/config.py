@@ -52,7 +52,10 @@ class FeatureConfig:
                 f"feature '{self.name}': path '{self.path}' is unknown for kind '{self.kind}'; "
                 f"expected one of {', '.join(allowed)} or {', '.join(p + 'NAME' for p in PREFIXES)}"
             )
-        if min(self.dim, self.rows_max, self.length) < 1 or min(self.admit_after, self.expire_ms) < 0:
+        if (
+            min(self.dim, self.rows_max, self.length) < 1
+            or min(self.admit_after, self.expire_ms) < 0
+        ):
             raise ValueError(f"feature '{self.name}': dim, rows_max and length must be at least 1")
 
 
@@ -95,6 +98,7 @@ class ItemsConfig:
     seed: int = 0
     attributes: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
+    numeric: tuple[str, ...] = ()
     dtype: Literal["float16", "float32"] = "float16"
     cache_rows: int = 1_000_000
     pending_max: int = 1_000_000
@@ -102,7 +106,11 @@ class ItemsConfig:
     def encoder(self) -> AttributeEncoderConfig:
         """Configuration of the attribute encoder."""
         return AttributeEncoderConfig(
-            dim=max(self.dim, 1), seed=self.seed, fields=self.attributes, ignore=self.ignore
+            dim=max(self.dim, 1),
+            seed=self.seed,
+            fields=self.attributes,
+            ignore=self.ignore,
+            numeric=self.numeric,
         )
 
 
@@ -185,5 +193,5 @@ def _check_names(config: Config) -> None:
             )
     if config.history and not any(f.path == "item" for f in config.feature):
         raise ValueError("a [[history]] needs a [[feature]] with path 'item', whose rows it shares")
-    if len(config.click_kinds) > 31:  # noqa: PLR2004  # 5 bits of a waiting click's entry
+    if len(config.click_kinds) > 31:  # 5 bits of a waiting click's entry
         raise ValueError(f"at most 31 kinds of clicks fit, got {len(config.click_kinds)}")

@@ -1,4 +1,4 @@
-"""Released rows to the arrays that the join's loop reads: identity, click and counter keys. Pure."""
+"""Released rows to the arrays that the join reads: identity, click and counter keys. Pure."""
 
 from __future__ import annotations
 

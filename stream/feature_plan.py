@@ -56,8 +56,7 @@ class AttributePlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeaturePlan:
-    """All layouts of one configuration. `prior_salt` is the key of the one global counter, which
-    is counter 0."""
+    """All layouts of one configuration. Counter 0 counts everything, under `prior_key`."""
 
     config: Config
     impression_spec: DecodeSpec

@@ -47,7 +47,7 @@ class ItemIntake:
             for record, value in enumerate(batch.values):
                 offset = int(batch.offset_n[record])
                 update = (
-                    BadVector(reason="null_value", detail="a record without value")  # type: ignore[arg-type]  # a reason of the wire
+                    BadVector(reason="null_value", detail="a record without value")
                     if value is None
                     else update_of_value(batch.tp.partition, offset, 0, value)
                 )
@@ -102,9 +102,7 @@ class ItemIntake:
         return events
 
 
-def _letter(
-    batch: RecordBatch, record: int, index: int, reason: str, detail: str
-) -> DeadLetter:
+def _letter(batch: RecordBatch, record: int, index: int, reason: str, detail: str) -> DeadLetter:
     return DeadLetter(
         tp=batch.tp, offset=int(batch.offset_n[record]), index=index, reason=str(reason),
         detail=detail, key=batch.keys[record], value=batch.values[record],

@@ -25,8 +25,11 @@ _QUEUES = ("heap", "free", "fresh", "out", "pending")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JoinShape:
-    """Widths of the arrays: id fields, several-valued places, dense fields, label kinds, all click
-    kinds, counters, decayed counters, and the lengths of the histories."""
+    """Widths of the arrays.
+
+    Id fields, several-valued places, dense fields, label kinds, all click kinds, counters, decayed
+    counters, and the lengths of the histories.
+    """
 
     ids: int
     multi: int
@@ -64,9 +67,7 @@ class JoinState:
         )  # fmt: skip
         self.reserve(1 << 10)
 
-    def advance(
-        self, events: k.Events, start: int, stop: int, shown: k.Shown
-    ) -> tuple[int, int]:
+    def advance(self, events: k.Events, start: int, stop: int, shown: k.Shown) -> tuple[int, int]:
         """(next event, DONE | BATCH); see `kernels.advance`. Room must have been reserved."""
         counters = k.Counters(self.user_counters.records, self.global_counters.records)
         i, status = k.advance(
@@ -137,7 +138,8 @@ class JoinState:
         rows = self.queues.fresh[: s[k.N_FRESH]]
         s[k.N_FRESH] = 0
         slots = rows[:, 0]
-        return slots[self.opened.number[slots] == rows[:, 1]]
+        kept: NDArray[np.int64] = slots[self.opened.number[slots] == rows[:, 1]]
+        return kept
 
     def out(self) -> NDArray[np.int64]:
         """Slots of the samples that wait for their batch, in order of settling."""

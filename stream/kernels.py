@@ -39,8 +39,8 @@ SEEN_DONE = -1
 
 # Places in a row of `tallies` (one row a click kind; the last row is for unknown kinds).
 (
-    JOINED, LATE, DUPLICATE_CLICK, ORPHAN, ORGANIC, POSITIVE, NEGATIVE, EVICTED_OPEN, TOO_LATE_CLICK,
-    TALLIES,
+    JOINED, LATE, DUPLICATE_CLICK, ORPHAN, ORGANIC, POSITIVE, NEGATIVE, EVICTED_OPEN,
+    TOO_LATE_CLICK, TALLIES,
 ) = range(10)  # fmt: skip
 
 # Operations in `pending`.
@@ -157,7 +157,7 @@ def find(table: I64, key: int) -> int:
     while True:
         k = table[i, 0]
         if k == key:
-            return i
+            return int(i)
         if k == 0:
             return -1
         i = (i + 1) & mask
@@ -223,14 +223,14 @@ def counter_row(table: NDArray[Any], key: int, scalars: I64, used: int, limit: i
     while True:
         k = table[i]["key"]
         if k == key:
-            return i
+            return int(i)
         if k == 0:
             if scalars[used] >= limit:
                 scalars[OVERFLOW_COUNTERS] += 1
                 return -1
             table[i]["key"] = key
             scalars[used] += 1
-            return i
+            return int(i)
         i = (i + 1) & mask
 
 
@@ -239,14 +239,14 @@ def user_row(users: Users, key: int, scalars: I64, limit: int) -> int:
     """Row of a user, made when it is new; -1 when there are too many."""
     i = find(users.table, key)
     if i >= 0:
-        return users.table[i, 1]
+        return int(users.table[i, 1])
     if scalars[N_USERS] >= limit:
         scalars[OVERFLOW_USERS] += 1
         return -1
     row = scalars[N_USERS]
     scalars[N_USERS] += 1
     insert(users.table, key, row)
-    return row
+    return int(row)
 
 
 @njit(cache=True, nogil=True)
@@ -306,7 +306,7 @@ def remember(queues: Queues, key: int, value: int, until: int) -> None:
 
 
 @njit(cache=True, nogil=True)
-def forget(queues: Queues, watermark: int, n_kinds: int) -> None:
+def forget(queues: Queues, watermark: int) -> None:
     """Drop ids whose time is over; an early click among them is an orphan (rule 11)."""
     s = queues.scalars
     ring = queues.forget
@@ -377,9 +377,7 @@ def push_pending(queues: Queues, op: int, a: int, item: int, kind: int) -> None:
 
 
 @njit(cache=True, nogil=True)
-def count_outcome(
-    opened: Open, slot: int, counters: Counters, bucket: int, p: Params
-) -> None:
+def count_outcome(opened: Open, slot: int, counters: Counters, bucket: int, p: Params) -> None:
     """Add a settled impression and its outcome to its rate counters, together (rule 4)."""
     n_kinds = p.windows_ms.shape[0]
     for j in range(opened.counter_row.shape[1]):
@@ -421,7 +419,7 @@ def close_first(queues: Queues, opened: Open, place_of: int, n_kinds: int) -> in
             queues.tallies[k, POSITIVE] += 1
         else:
             queues.tallies[k, NEGATIVE] += 1
-    return slot
+    return int(slot)
 
 
 @njit(cache=True, nogil=True)
@@ -462,9 +460,7 @@ def freeze_counters(
         row = -1
         if keys[j] != 0:
             if p.is_global[j]:
-                row = counter_row(
-                    counters.by_other, keys[j], s, N_GLOBAL_COUNTERS, p.counters_max
-                )
+                row = counter_row(counters.by_other, keys[j], s, N_GLOBAL_COUNTERS, p.counters_max)
             else:
                 row = counter_row(counters.by_user, keys[j], s, N_USER_COUNTERS, p.counters_max)
         opened.counter_row[slot, j] = row
@@ -598,9 +594,7 @@ def click(e: Events, i: int, queues: Queues, opened: Open, users: Users, p: Para
 
 
 @njit(cache=True, nogil=True)
-def other_click(
-    e: Events, i: int, known: int, queues: Queues, users: Users, p: Params
-) -> None:
+def other_click(e: Events, i: int, known: int, queues: Queues, users: Users, p: Params) -> None:
     """A click of a kind without label: it feeds histories where its impression is known."""
     s = queues.scalars
     if known == queues.tallies.shape[0] - 1 or find(queues.seen, e.impression_key[i]) < 0:
@@ -632,7 +626,7 @@ def advance(
             watermark = s[CLOCK] - p.lateness_ms
             s[FLOOR] = max(s[FLOOR], watermark - p.window_ms - p.horizon_ms)
             if s[FORGET_HEAD] < s[FORGET_TAIL]:
-                forget(queues, watermark, n_kinds)
+                forget(queues, watermark)
         if s[N_PENDING] == 0:
             watermark = s[CLOCK] - p.lateness_ms
             if settle(queues, opened, counters, watermark, p) == BATCH:

@@ -28,6 +28,7 @@ from stream.join import JoinState
 from stream.ledger import Ledger
 from stream.positions import Position
 from stream.predictions import Predictions
+from stream.progressive import ProgressiveMetrics
 from stream.records import RecordBatch, TopicPartition
 from stream.samples import Samples
 from stream.sequencer import DeadLetter, Released, Sequencer
@@ -68,13 +69,12 @@ class OnlinePipeline:
         self._impressions = ImpressionDecoder(plan.impression_spec)
         self._clicks = ClickDecoder(plan.click_spec)
         self._topics = {topics.impressions: 0, topics.clicks: 1}
-        self.sequencer = Sequencer(
-            max_jump_ms=stream.max_jump_ms, buffered_max=stream.buffered_max
-        )
+        self.sequencer = Sequencer(max_jump_ms=stream.max_jump_ms, buffered_max=stream.buffered_max)
         self.join = JoinState(plan.shape, plan.params())
         self._keys = EventKeys(plan, items)
         self._assembler = Assembler(plan, items)
         self.ledger = Ledger()
+        self.metrics = ProgressiveMetrics()
         self.counts: dict[str, int] = {
             "events": 0, "rejected": 0, "steps": 0, "unknown_click_kinds": 0
         }  # fmt: skip
@@ -148,9 +148,13 @@ class OnlinePipeline:
         report.clock_ms = self.join.clock_ms
         return report
 
-    def idle(self, silent: Sequence[TopicPartition], elapsed_ms: int, now_ms: int) -> PipelineReport:
-        """Live only: silent partitions no longer hold others back; when all are silent, event
-        time goes on by `elapsed_ms`. Each advance is counted (rule 2)."""
+    def idle(
+        self, silent: Sequence[TopicPartition], elapsed_ms: int, now_ms: int
+    ) -> PipelineReport:
+        """Live only: silent partitions no longer hold others back (rule 2).
+
+        When all are silent, event time goes on by `elapsed_ms`. Each advance is counted.
+        """
         report = PipelineReport(now_ms=now_ms)
         self.sequencer.set_idle(silent)
         self.sequencer.idle_advances += 1
@@ -253,6 +257,7 @@ class OnlinePipeline:
         report.steps += 1
         self.counts["steps"] += 1
         self.ledger.add(samples.key_n, labels)
+        self.metrics.add(logits, labels[:, self.plan.spec.trained_column])
         self.join.free(slots)
 
     def _predict(self) -> None:
@@ -288,6 +293,7 @@ class OnlinePipeline:
             Part(name="pipeline", part_class="train", meta=meta),
             *self.join.export_full(),
             *self.items.export_full(),
+            *self.metrics.export_full(),
             *self.learner.export_full(),
         ]
 
@@ -304,4 +310,5 @@ class OnlinePipeline:
         self._started = meta["started"]
         self.join.apply(parts)
         self.items.apply(parts)
+        self.metrics.apply(parts)
         self.learner.apply(parts)

@@ -9,10 +9,12 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from infra.errors import InputError
 from stream.predictions import Predictions
@@ -109,7 +111,7 @@ class PredictionLog:
         return pa.table(columns)
 
 
-def _cat(arrays: list[np.ndarray], dtype: type) -> np.ndarray:  # type: ignore[type-arg]  # of several dtypes
+def _cat(arrays: list[NDArray[Any]], dtype: type) -> NDArray[Any]:
     return np.concatenate(arrays).astype(dtype) if arrays else np.zeros(0, dtype)
 
 

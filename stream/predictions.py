@@ -11,12 +11,16 @@ from numpy.typing import NDArray
 from stream.keys import ints_of_keys
 
 I64 = NDArray[np.int64]
+Ids = list[int | str] | I64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Predictions:
-    """Rows in the order of learning. `names` gives (request id, item id, user id) of rows with
-    string ids; all other ids are integers, which their keys give back."""
+    """Rows in the order of learning.
+
+    `names` gives (request id, item id, user id) of rows with string ids; all other ids are
+    integers, which their keys give back.
+    """
 
     request_n: I64
     item_n: I64
@@ -30,7 +34,9 @@ class Predictions:
         """Number of rows."""
         return len(self.logit_n)
 
-    def ids(self) -> tuple[list[int | str], list[int | str], list[int | str]] | tuple[I64, I64, I64]:
+    def ids(
+        self,
+    ) -> tuple[list[int | str], list[int | str], list[int | str]] | tuple[I64, I64, I64]:
         """Original request, item and user ids; int64 arrays where all are integers."""
         columns = tuple(ints_of_keys(c) for c in (self.request_n, self.item_n, self.user_n))
         if self.names is None:

@@ -58,7 +58,9 @@ class Samples:
         for f in fields(self):
             value = getattr(self, f.name)
             if f.name != "settle_ms":
-                out[f.name] = [_pack(v) for v in value] if isinstance(value, tuple) else _pack(value)
+                out[f.name] = (
+                    [_pack(v) for v in value] if isinstance(value, tuple) else _pack(value)
+                )
         return bytes(msgpack.packb(out))
 
     @classmethod

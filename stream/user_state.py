@@ -1,7 +1,7 @@
 """User state: histories in rings, last impression, interactions. Arrays; the loops are in kernels.
 
 A frozen history is (user row, sequence number), read when the request settles. A ring that has
-overtaken an open reader loses that reader's oldest entries, deterministically and counted (rule 19).
+overtaken an open reader loses that reader's oldest entries, deterministically and counted.
 """
 
 from __future__ import annotations
@@ -126,7 +126,8 @@ def grown_table(table: kernels.I64, used: int) -> kernels.I64:
 
 def table_rows(table: kernels.I64) -> kernels.I64:
     """The entries of a table, [n, 2]."""
-    return table[table[:, 0] != 0]
+    rows: kernels.I64 = table[table[:, 0] != 0]
+    return rows
 
 
 def table_of(rows: kernels.I64) -> kernels.I64:

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from infra import config as loader
+from infra.config_text import render
 from infra.errors import InputError
 from stream.composition import load_config
 from stream.config import Config
@@ -26,8 +27,10 @@ LEARNER_SEED = "seed"
 
 
 def offset_minutes(text: str | None, config: Config) -> int:
-    """Minutes ahead of UTC of `+08:00`, `UTC` or an IANA name (its offset today); else the
-    configured one. Raises InputError."""
+    """Minutes ahead of UTC of `+08:00` or an IANA name (its offset today), or the configured ones.
+
+    Raises InputError.
+    """
     if text is None:
         return config.stream.timezone_offset_minutes
     try:
@@ -118,7 +121,7 @@ def table_of(report: dict[str, Any]) -> Table:
 @click.option("--timezone", metavar="ZONE", help="Of days and times, such as +08:00.")
 @click.option("--snapshot-every", default=0, metavar="N", help="Snapshot each N samples.")
 @click.option("--resume", is_flag=True, help="Continue from the newest snapshot in REPORT.")
-def command(  # noqa: PLR0913  # one parameter an option
+def command(  # one parameter an option
     *,
     logs: tuple[Path, ...],
     report: Path,
@@ -133,7 +136,7 @@ def command(  # noqa: PLR0913  # one parameter an option
     """Replay record LOGS, one after the other, and report how well the model predicted."""
     config = load_config(config_file, overrides)
     if print_config:
-        click.echo(loader.render(config), nl=False)
+        click.echo(render(config), nl=False)
         return
     offset = offset_minutes(timezone, config)
     start = time_ms(evaluate_from, offset)
@@ -142,9 +145,7 @@ def command(  # noqa: PLR0913  # one parameter an option
             Config,
             loader.to_dict(config) | {"snapshot": {"every_samples": snapshot_every}},
         )
-    options = ReplayConfig(
-        logs=logs, report=report, snapshot_every=snapshot_every, resume=resume
-    )
+    options = ReplayConfig(logs=logs, report=report, snapshot_every=snapshot_every, resume=resume)
     replay = Replay(config, options)
     for damage in replay.restored.damaged:
         click.echo(f"damaged snapshot: {damage}", err=True)

@@ -47,8 +47,7 @@ def counts_of(pipeline: OnlinePipeline) -> dict[str, Any]:
         "duplicate_clicks": int(tallies[:, k.DUPLICATE_CLICK].sum()),
         "rejected": pipeline.counts["rejected"],
         "rejected_by_reason": dict(pipeline.rejected_by_reason),
-        "too_late": join.scalar(k.TOO_LATE_IMPRESSIONS)
-        + int(tallies[:, k.TOO_LATE_CLICK].sum()),
+        "too_late": join.scalar(k.TOO_LATE_IMPRESSIONS) + int(tallies[:, k.TOO_LATE_CLICK].sum()),
         "late_impressions": join.scalar(k.LATE_IMPRESSIONS),
         "joined_clicks": by_kind(k.JOINED, known),
         "late_clicks": int(tallies[:, k.LATE].sum()),
@@ -121,9 +120,7 @@ def _gauc_request(rows: Mapping[str, NDArray[Any]]) -> m.Score:
     return m.gauc(rows["logit"], rows["label"], _groups(rows["request_id"])).score
 
 
-def evaluation_of(
-    path: Path, *, evaluate_from_ms: int | None, offset_ms: int
-) -> dict[str, Any]:
+def evaluation_of(path: Path, *, evaluate_from_ms: int | None, offset_ms: int) -> dict[str, Any]:
     """The evaluated span, its metrics, and the same by day."""
     rows = read_predictions(path)
     keep = rows["ts_ms"] >= (evaluate_from_ms if evaluate_from_ms is not None else -(1 << 62))

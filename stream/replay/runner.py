@@ -109,7 +109,7 @@ class Replay:
         first = self._first_impression_s or started
         return ReplayResult(
             composition=composition,
-            predictions=self._log.finish(),
+            predictions=self._log.finish(keep_parts=self._checkpoints is not None),
             restored=self.restored,
             seconds=ended - started,
             from_first_impression_s=ended - first,
@@ -140,7 +140,9 @@ class Replay:
                 pipeline.rebase(positions)
             pipeline.assign(positions)
             self._ends = log.last_offsets()
-            pipeline.mark_finished(tp for tp in pipeline.sequencer.partitions if tp not in self._ends)
+            pipeline.mark_finished(
+                tp for tp in pipeline.sequencer.partitions if tp not in self._ends
+            )
             yield log
 
     def _chunk(self, log: RecordLog, batches: list[RecordBatch]) -> None:
@@ -155,9 +157,7 @@ class Replay:
                 rest = from_offset(batch, pipeline.positions()[batch.tp].next_offset)
                 if len(rest):
                     mine.append(rest)
-        if not self._first_impression_s and any(
-            b.tp.topic == topics.impressions for b in mine
-        ):
+        if not self._first_impression_s and any(b.tp.topic == topics.impressions for b in mine):
             self._first_impression_s = time.perf_counter()
         finished = [b.tp for b in mine if int(b.offset_n[-1]) >= self._ends.get(b.tp, -1)]
         self._take(pipeline.process(mine, 0, finished=finished))
@@ -202,7 +202,7 @@ def _check_partitions(logs: Sequence[RecordLog], config: Config) -> None:
     if not logs:
         raise InputError("replay: name at least one record log")
     for log in logs:
-        have = {t: n for t, n in log.partitions.items()}
+        have = log.partitions
         for topic in (config.topics.impressions, config.topics.clicks):
             if topic not in have:
                 raise InputError(

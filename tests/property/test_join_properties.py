@@ -16,7 +16,16 @@ from stream.records import TopicPartition
 from stream.samples import Samples
 from tests.support.oracle import Oracle
 from tests.support.streams import (
-    T0, Log, SamplePipeline, assign, click, feed, impression, record_batch, run, small_config,
+    T0,
+    Log,
+    SamplePipeline,
+    assign,
+    click,
+    feed,
+    impression,
+    record_batch,
+    run,
+    small_config,
     watermark,
 )  # fmt: skip
 
@@ -188,7 +197,7 @@ def fingerprint(pipeline: SamplePipeline) -> tuple[Any, ...]:
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10**9))
-@pytest.mark.parametrize("size", [1, 7, 1_000])
+@pytest.mark.parametrize("size", (1, 7, 1_000))
 def test_cuts_and_interleavings_change_nothing(size: int, seed: int) -> None:
     """Same samples, order, batches, predictions and frozen features for any fetches and slices."""
     log, _ = random_log(seed, 40)

@@ -15,7 +15,12 @@ from infra.state import Part
 from learners.batch import MiniBatch
 from learners.learner import StepReport
 from stream.codec_write import (
-    click_body, encode_envelope, encode_event, encode_key, encode_watermark, impression_body,
+    click_body,
+    encode_envelope,
+    encode_event,
+    encode_key,
+    encode_watermark,
+    impression_body,
 )  # fmt: skip
 from stream.config import Config
 from stream.feature_plan import plan
@@ -132,9 +137,7 @@ def click(
     user: Any, item: Any, ts: int, kind: str = "click", request: Any = None
 ) -> tuple[bytes, bytes]:
     """Key and value of a click record; without request it is organic."""
-    body = click_body(
-        item_id=item, user_id=user, ts_ms=T0 + ts, kind=kind, request_id=request
-    )
+    body = click_body(item_id=item, user_id=user, ts_ms=T0 + ts, kind=kind, request_id=request)
     return encode_key(user), encode_event("click", body)
 
 
