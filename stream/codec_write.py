@@ -1,4 +1,7 @@
-"""Events to msgpack bytes. Checks nothing: bad bytes are what the tests of the readers need."""
+"""Events to msgpack bytes; item vectors apart, which `embeddings.vector_codec` writes.
+
+Checks nothing: bad bytes are what the tests of the readers need.
+"""
 
 from __future__ import annotations
 
@@ -79,17 +82,17 @@ def encode_columns(type_: str, n: int, columns: Mapping[str, Cells]) -> bytes:
     return bytes(msgpack.packb({"v": SCHEMA_VERSION, "type": type_, "n": n, "columns": cells}))
 
 
-def encode_impression(**body: Any) -> bytes:  # noqa: ANN401  # forwards to impression_body
+def encode_impression(**body: Any) -> bytes:  # forwards to impression_body
     """A message with one impression; arguments as for `impression_body`."""
     return encode_event("impression", impression_body(**body))
 
 
-def encode_click(**body: Any) -> bytes:  # noqa: ANN401  # forwards to click_body
+def encode_click(**body: Any) -> bytes:  # forwards to click_body
     """A message with one click; arguments as for `click_body`."""
     return encode_event("click", click_body(**body))
 
 
-def encode_item(**body: Any) -> bytes:  # noqa: ANN401  # forwards to item_body
+def encode_item(**body: Any) -> bytes:  # forwards to item_body
     """A message with one item; arguments as for `item_body`."""
     return encode_event("item", item_body(**body))
 
@@ -97,28 +100,6 @@ def encode_item(**body: Any) -> bytes:  # noqa: ANN401  # forwards to item_body
 def encode_watermark(ts_ms: int) -> bytes:
     """A watermark record: the partition's clock is at least `ts_ms`."""
     return encode_event("watermark", {"ts_ms": ts_ms})
-
-
-def encode_item_vector(
-    *,
-    item_id: Id,
-    ts_ms: int,
-    encoder: str,
-    vector: NDArray[np.float16] | NDArray[np.float32],
-    attributes: Mapping[str, Any] | None = None,
-    deleted: bool = False,
-) -> bytes:
-    """A message with one item vector, float16 or float32."""
-    body: Body = {
-        "item_id": item_id,
-        "ts_ms": ts_ms,
-        "attributes": {} if attributes is None else attributes,
-        "encoder": encoder,
-        "dtype": vector.dtype.name,
-        "dim": len(vector),
-        "data": vector.astype(vector.dtype.newbyteorder("<")).tobytes(),
-    }
-    return encode_event("item_vector", {**body, "deleted": True} if deleted else body)
 
 
 def _cells(column: Cells) -> object:

@@ -11,6 +11,8 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
+from embeddings.vector_codec import ItemVector
+
 SCHEMA_VERSION: Final = 1
 ID_BYTES_MAX: Final = 256
 EVENTS_PER_ENVELOPE_MAX: Final = 100_000
@@ -95,7 +97,7 @@ class ItemBody(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     text: str | None = None
     image: Annotated[Any, msgspec.Meta(description="bytes, or a URI as a string")] = None
     attributes: dict[str, Value] = {}
-    vectors: dict[str, list[float]] = {}
+    vectors: dict[str, list[float] | bytes] = {}
     deleted: bool = False
 
 
@@ -176,20 +178,6 @@ class Watermark(msgspec.Struct, frozen=True, gc=False, tag_field="type", tag="wa
     """Says that its partition's clock is at least `ts_ms`; ends a stream."""
 
     ts_ms: TimeMs
-    v: Version = 1
-
-
-class ItemVector(msgspec.Struct, frozen=True, gc=False, tag_field="type", tag="item_vector"):
-    """What the embedder made of an item; the attributes travel with the vector."""
-
-    item_id: Id
-    ts_ms: TimeMs
-    encoder: str
-    dtype: Literal["float16", "float32"]
-    dim: Annotated[int, msgspec.Meta(ge=1, le=65_536)]
-    data: bytes
-    attributes: dict[str, Value] = {}
-    deleted: bool = False
     v: Version = 1
 
 

@@ -15,12 +15,13 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from embeddings.vector_codec import BadVector, decode_item_vector
 from infra.errors import InputError
 from stream.codec import ClickDecoder, ImpressionDecoder
 from stream.codec_items import ItemEvent, decode_items
 from stream.codec_spec import DecodeSpec
 from stream.codec_unknown import unknown_fields
-from stream.columns import I64, EventColumns, EventKind, Rejected
+from stream.columns import I64, EventColumns, EventKind, Reason, Rejected
 from stream.events import TopicRole
 from stream.keys import key_of
 from stream.record_log import RecordLog
@@ -85,7 +86,7 @@ class _Tally:
             self._take_items(batch)
             return
         if role is TopicRole.ITEM_VECTORS:
-            self.events[batch.tp.topic, "item_vector"] += len(batch)
+            self._take_vectors(batch)
             return
         is_click = role is TopicRole.CLICKS
         columns = (self.click_decoder if is_click else self._impressions).decode(batch)
@@ -107,9 +108,20 @@ class _Tally:
             else:
                 rejected.append(one)
         self.events[batch.tp.topic, "item"] += len(keys)
-        self.events[batch.tp.topic, "rejected"] += len(rejected)
         self._reject(batch, rejected)
         self.items.append(np.array(keys, np.int64))
+
+    def _take_vectors(self, batch: RecordBatch) -> None:
+        rejected = []
+        for record, value in enumerate(batch.values):
+            if value is None:  # compaction's tombstone
+                continue
+            found = decode_item_vector(value)
+            if isinstance(found, BadVector):
+                reason = Reason(found.reason)
+                rejected.append(Rejected(record=record, index=0, reason=reason, detail=found.detail))
+        self.events[batch.tp.topic, "item_vector"] += len(batch) - len(rejected)
+        self._reject(batch, rejected)
 
     def _reject(self, batch: RecordBatch, rejected: list[Rejected]) -> None:
         for one in rejected:
