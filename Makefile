@@ -18,7 +18,6 @@ PYTEST := $(BIN)/python -m pytest
 # Compiled kernels are kept between runs; idle OpenMP threads sleep instead of spinning.
 export NUMBA_CACHE_DIR ?= $(CURDIR)/build/numba
 export OMP_WAIT_POLICY ?= passive
-export UV_LINK_MODE ?= copy
 
 .PHONY: help
 help: ## this list

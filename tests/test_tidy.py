@@ -156,7 +156,7 @@ def test_every_module_is_either_pure_or_a_shell():
 
 
 def test_no_module_is_dead():
-    """Each is imported by another of the packages, a verb, a program, or named in pyproject.toml."""
+    """Each is imported by another of the packages, a verb, a program, or in pyproject.toml."""
     imported = {m for p in python_files() if "__main__" in p.read_text() for m in [module_of(p)]}
     for path in python_files():
         for node in ast.walk(tree(path)):
