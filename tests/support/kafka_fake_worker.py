@@ -9,7 +9,6 @@ Snapshots are JSON files DIR/<epoch>.json; every call prints a JSON line.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 import time
@@ -19,7 +18,7 @@ from typing import Any
 
 from infra.errors import InputError
 from stream.item_pending import ItemPosition
-from stream.kafka.log_limit import limit_repeats
+from stream.kafka.logs import set_up_logs
 from stream.kafka.settings import KafkaConfig, ShellConfig, TopicsConfig, WorkerConfig
 from stream.kafka.worker import run_worker
 from stream.positions import Position
@@ -167,8 +166,7 @@ class FakeEngine:
 def main() -> int:
     broker, group, folder = sys.argv[1:]
     options = json.loads(os.environ.get("MILLRACE_TEST_WORKER", "{}"))
-    logging.basicConfig(level=logging.WARNING, format="%(name)s %(levelname)s %(message)s")
-    limit_repeats()
+    set_up_logs()
 
     def make_engine(partitions):
         checkpoints = JsonCheckpoints(Path(folder), options.get("every", 1 << 60))

@@ -1,4 +1,4 @@
-"""Keeps repeated log lines of the Kafka client rare: with a broker down it writes 75 a second."""
+"""Log lines of the worker and the Kafka client: with a broker down that writes 75 a second."""
 
 from __future__ import annotations
 
@@ -45,3 +45,14 @@ def limit_repeats(prefix: str = "aiokafka", *, every_s: float = 30.0) -> None:
     """Put the filter on every handler of the root logger."""
     for handler in logging.getLogger().handlers:
         handler.addFilter(RepeatFilter(prefix, every_s=every_s))
+
+
+def set_up_logs(level: int = logging.WARNING) -> None:
+    """Log lines to standard error, repeats kept rare.
+
+    Faust's own lines are left out: a crash is told once, by the error that ends the process.
+    """
+    logging.basicConfig(level=level, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    for name in ("faust", "mode", "stream.kafka.worker", "stream.kafka.transport"):
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+    limit_repeats()

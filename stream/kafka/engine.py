@@ -1,0 +1,269 @@
+"""The pipeline and its snapshots behind the worker's contract. Adapts; decides and learns nothing.
+
+Everything is made, used and closed in the pipeline thread.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import uuid
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from infra.clock import Clock, SystemClock
+from infra.errors import FaultError
+from stream.checkpoint import Checkpointer, Restored
+from stream.composition import Composition, compose
+from stream.config import Config
+from stream.item_intake import ItemIntake
+from stream.item_pending import ItemPosition
+from stream.kafka.contract import MakeEngine
+from stream.pipeline import PipelineReport
+from stream.positions import Position
+from stream.prediction_log import PredictionLog
+from stream.records import RecordBatch, TopicPartition
+from stream.replay.report import counts_of
+
+_VECTORS = "vectors"
+_RECENT_SAMPLES = 20_000
+_LATENCIES_MAX = 10_000
+
+
+class Recent:
+    """How well the newest samples were predicted, and how long their way to the weights took."""
+
+    def __init__(self) -> None:
+        self._losses: deque[tuple[int, float, float, float]] = deque()
+        self._samples = 0
+        self._latency_ms: deque[int] = deque(maxlen=_LATENCIES_MAX)
+
+    def add(self, report: PipelineReport, column: int, latency_ms: int) -> None:
+        """Take what one call of the pipeline learned."""
+        for p in report.predictions:
+            logit_n, label_n = p.logit_n.astype(np.float64), p.labels_nK[:, column]
+            loss = float(np.logaddexp(0.0, logit_n).sum() - (label_n * logit_n).sum())
+            rate = float((1.0 / (1.0 + np.exp(-logit_n))).sum())
+            self._losses.append((len(logit_n), loss, rate, float(label_n.sum())))
+            self._samples += len(logit_n)
+            while self._samples - self._losses[0][0] >= _RECENT_SAMPLES:
+                self._samples -= self._losses.popleft()[0]
+        if report.samples:
+            self._latency_ms.append(latency_ms)
+
+    def status(self) -> dict[str, Any]:
+        """Figures, null where there are none yet."""
+        n = self._samples
+        loss, rate, positives = (sum(row[i] for row in self._losses) for i in (1, 2, 3))
+        latency = np.array(self._latency_ms) if self._latency_ms else None
+        return {
+            "recent_samples": n,
+            "recent_log_loss": _finite(loss / n) if n else None,
+            "recent_calibration": _finite(rate / positives) if positives else None,
+            "settle_to_update_ms": None
+            if latency is None
+            else {f"p{q}": float(np.percentile(latency, q)) for q in (50, 99)},
+        }
+
+
+class LivePipeline:
+    """`contract.Pipeline` over the composed pipeline, with a prediction log where one is wanted."""
+
+    def __init__(self, composition: Composition, log: PredictionLog | None, clock: Clock) -> None:
+        self._composition, self._log, self._clock = composition, log, clock
+        self._pipeline = composition.pipeline
+        self._intake = ItemIntake(self._pipeline.items, composition.embedder)
+        self._recent = Recent()
+        self._column = composition.plan.spec.trained_column
+
+    def assign(self, partitions: Mapping[TopicPartition, Position]) -> None:
+        """Take the partitions on; those of another source than restored restart there."""
+        held = self._pipeline.positions()
+        moved = [
+            p for tp, p in partitions.items() if tp in held and held[tp].source_id != p.source_id
+        ]
+        if moved:
+            self._pipeline.rebase(moved)
+        self._pipeline.assign(list(partitions.values()))
+
+    def process(self, batches: Sequence[RecordBatch], now_ms: int) -> PipelineReport:
+        """Take records; see `OnlinePipeline.process`."""
+        sent_ms = min((int(b.timestamp_ms_n[0]) for b in batches if len(b)), default=now_ms)
+        return self._taken(self._pipeline.process(batches, now_ms), sent_ms)
+
+    def idle(
+        self, silent: Sequence[TopicPartition], elapsed_ms: int, now_ms: int
+    ) -> PipelineReport:
+        """Idle time; see `OnlinePipeline.idle`."""
+        return self._taken(self._pipeline.idle(silent, elapsed_ms, now_ms), now_ms)
+
+    def wants(self) -> frozenset[TopicPartition]:
+        """Partitions to fetch."""
+        return self._pipeline.wants()
+
+    def positions(self) -> Mapping[TopicPartition, Position]:
+        """Released and processed."""
+        return self._pipeline.positions()
+
+    def offer_items(self, source_id: str, batches: Sequence[RecordBatch]) -> PipelineReport:
+        """Records of item-vectors."""
+        letters = self._intake.vectors(source_id, batches)
+        return PipelineReport(now_ms=self._clock.now_ms(), dead_letters=letters)
+
+    def wants_items(self) -> bool:
+        """Whether there is room for more of them."""
+        return self._pipeline.items.wants_more()
+
+    def item_positions(self) -> Mapping[int, ItemPosition]:
+        """Where reading them continues."""
+        return self._pipeline.items.next_positions()
+
+    def flush_predictions(self) -> int | None:
+        """Make the prediction log durable; the number of its parts, None without a log."""
+        return None if self._log is None else self._log.flush()
+
+    def join_predictions(self) -> None:
+        """Write all predictions so far as one file; a later run goes on behind them."""
+        if self._log is not None:
+            self._log.finish(keep_parts=True)
+
+    def status(self) -> dict[str, Any]:
+        """Counts of the report, and figures of the newest samples."""
+        clock_ms = self._pipeline.join.clock_ms
+        return {
+            **counts_of(self._pipeline),
+            "clock_ms": clock_ms,
+            "waiting_items": self._pipeline.items.pending,
+            **self._recent.status(),
+        }
+
+    def _taken(self, report: PipelineReport, sent_ms: int) -> PipelineReport:
+        self._recent.add(report, self._column, self._clock.now_ms() - sent_ms)
+        if self._log is not None:
+            for predictions in report.predictions:
+                self._log.append(predictions)
+        return report
+
+
+class LiveCheckpoints:
+    """`contract.Checkpoints` over the checkpointer."""
+
+    def __init__(
+        self,
+        checkpointer: Checkpointer,
+        composition: Composition,
+        pipeline: LivePipeline,
+        close: Callable[[], None],
+    ) -> None:
+        self._checkpointer, self._composition = checkpointer, composition
+        self._pipeline, self._close = pipeline, close
+
+    @property
+    def epoch(self) -> int:
+        """The epoch claimed."""
+        return self._checkpointer.epoch
+
+    def due(self) -> bool:
+        """Whether enough was learned since the last snapshot."""
+        return self._checkpointer.due(self._composition)
+
+    def take(self) -> None:
+        """Copy the state; another thread writes it."""
+        parts = self._pipeline.flush_predictions()
+        extra = {} if parts is None else {"prediction_parts": parts}
+        self._checkpointer.take(self._composition, extra)
+
+    def durable(self) -> Mapping[TopicPartition, Position] | None:
+        """Positions of a snapshot that became durable since asked last."""
+        return self._checkpointer.durable(self._composition)
+
+    def fenced(self) -> bool:
+        """Whether a later epoch exists."""
+        return self._checkpointer.store.fenced(self.epoch)
+
+    def final(self) -> Mapping[TopicPartition, Position]:
+        """A last snapshot, durable when this returns."""
+        self._checkpointer.wait(self._composition)
+        self._checkpointer.durable(self._composition)
+        self.take()
+        self._checkpointer.wait(self._composition)
+        positions = self._checkpointer.durable(self._composition)
+        if positions is None:
+            raise FaultError("the final snapshot did not become durable")
+        self._pipeline.join_predictions()
+        return positions
+
+    def close(self) -> None:
+        """End the writer, close the store."""
+        try:
+            self._checkpointer.close()
+        finally:
+            self._close()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveEngine:
+    """`contract.Engine`: what an owner runs."""
+
+    pipeline: LivePipeline
+    checkpoints: LiveCheckpoints
+    restored: Mapping[TopicPartition, Position]
+
+
+def engine_maker(
+    config: Config,
+    folder: Path,
+    *,
+    predictions: bool,
+    note: Callable[[str], None],
+    clock: Clock | None = None,
+) -> MakeEngine:
+    """A function that claims an epoch below `folder`/snapshots and restores the newest snapshot.
+
+    Item vectors are kept in a directory of their own below `folder`/vectors for as long as the
+    engine lives: an owner that was paused may still hold its one. `predictions` keeps a prediction
+    log in `folder`. `note` is told what a person should know, such as damaged snapshots.
+    """
+
+    def make(_partitions: Sequence[TopicPartition]) -> LiveEngine:
+        checkpointer = Checkpointer(folder / "snapshots", folder / "scratch")
+        found = checkpointer.find()
+        shutil.rmtree(folder / _VECTORS, ignore_errors=True)
+        vectors = folder / _VECTORS / uuid.uuid4().hex
+        vectors.parent.mkdir(parents=True, exist_ok=True)
+        notes = checkpointer.prepare_vectors(found.ref, vectors)
+        composition = compose(config, vectors)
+        log = PredictionLog(folder, composition.plan.spec.trained_column) if predictions else None
+        if log is not None:
+            log.truncate(int(found.meta.get("prediction_parts", 0)))
+        found = checkpointer.restore(
+            Restored(ref=found.ref, meta=found.meta, damaged=found.damaged, notes=notes),
+            composition,
+        )
+        for damage in found.damaged:
+            note(f"damaged snapshot: {damage}")
+        for line in found.notes:
+            note(line)
+        checkpointer.claim(found.ref)
+        pipeline = LivePipeline(composition, log, clock or SystemClock())
+
+        def close() -> None:
+            composition.close()
+            shutil.rmtree(vectors, ignore_errors=True)
+
+        return LiveEngine(
+            pipeline=pipeline,
+            checkpoints=LiveCheckpoints(checkpointer, composition, pipeline, close),
+            restored=dict(composition.pipeline.positions()),
+        )
+
+    return make
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
