@@ -69,7 +69,9 @@ def compose(config: Config, store_path: Path | None, *, span: Span = no_span) ->
     attributes = feature_plan.attributes
     items = ItemTable(
         store,
-        ItemTableConfig(topic=config.topics.item_vectors),
+        ItemTableConfig(
+            topic=config.topics.item_vectors, pending_bytes_max=config.items.pending_bytes_max
+        ),
         cache,
         (*attributes.ids, *attributes.multis, *attributes.dense),
     )

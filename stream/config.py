@@ -101,7 +101,7 @@ class ItemsConfig:
     numeric: tuple[str, ...] = ()
     dtype: Literal["float16", "float32"] = "float16"
     cache_rows: int = 1_000_000
-    pending_max: int = 1_000_000
+    pending_bytes_max: int = 64 << 20
 
     def encoder(self) -> AttributeEncoderConfig:
         """Configuration of the attribute encoder."""
