@@ -13,14 +13,8 @@ import numpy as np
 
 from stream.codec_blocks import Block, columns_of, plain_block
 from stream.codec_columnar import columnar_click_block, columnar_impression_block, good_messages
-from stream.codec_rows import (
-    Caches,
-    Forms,
-    WatermarkMessage,
-    click_block,
-    forms_of,
-    impression_block,
-)
+from stream.codec_forms import Forms, WatermarkMessage, forms_of
+from stream.codec_rows import Caches, click_block, impression_block
 from stream.codec_salvage import salvage
 from stream.codec_spec import DecodeSpec, DenseSource, IdSource, MultiSource
 from stream.codec_unknown import unknown_fields
@@ -58,7 +52,10 @@ class _Intake:
         """Decode all values."""
         forms, bytes_max = self._forms, self._spec.value_bytes_max
         decode, single, envelope, columnar = (
-            forms.decode, forms.single, forms.envelope, forms.columnar,
+            forms.decode,
+            forms.single,
+            forms.envelope,
+            forms.columnar,
         )
         for record, value in enumerate(values):
             if value is None or len(value) > bytes_max:
@@ -141,7 +138,9 @@ class _Decoder:
         self._spec = spec
         self._forms = forms_of(spec)
         self._caches = Caches.empty()
-        fields = (path for s in spec.sources if (path := s.path).startswith(("context.", "features.")))
+        fields = (
+            path for s in spec.sources if (path := s.path).startswith(("context.", "features."))
+        )
         self._read = (*self._required, *self._optional, *dict.fromkeys(fields))
 
     _optional: tuple[str, ...]

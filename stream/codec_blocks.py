@@ -113,7 +113,9 @@ def _check_keys(block: Block, batch: RecordBatch) -> None:
     got = [batch.keys[record] for record in block.lead_records]
     if got.count(None) == len(got):
         return
-    expected = [b"%d" % user if type(user) is int else encode_key(user) for user in block.lead_users]
+    expected = [
+        b"%d" % user if type(user) is int else encode_key(user) for user in block.lead_users
+    ]
     if got == expected and len(got) == len(block.record_n):
         return
     wrong = {
@@ -141,7 +143,9 @@ def _keys_spelled(key: bytes) -> I64:
     except UnicodeDecodeError:
         return np.zeros(0, np.int64)
     spelled = [key_of_str(text)]
-    if len(text) <= 20 and text.lstrip("-").isdecimal() and text == str(int(text)):  # noqa: PLR2004  # digits of 64 bits
+    if (
+        len(text) <= 20 and text.lstrip("-").isdecimal() and text == str(int(text))
+    ):  # digits of 64 bits
         number = int(text)
         if -(2**63) <= number < 2**63:
             spelled.append(int(keys_of_ints(np.array([number]))[0]))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -19,7 +19,6 @@ from stream.codec_rows import Caches, names_of
 from stream.codec_spec import DecodeSpec
 from stream.codec_values import (
     Bad,
-    KeyCache,
     field_keys,
     finite,
     float_column,
@@ -79,9 +78,13 @@ def _check_cells(
         elif not isinstance(cell, _SCALARS):
             got = type(cell).__name__
             raise _BadCellError(Reason.WRONG_TYPE, f"column '{name}': expected a cell, got {got}")
-    times = columns["ts_ms"]
+    times, kind = columns["ts_ms"], columns.get("kind")
+    if type(times) is int and not -(2**63) <= times < 2**63:
+        raise _BadCellError(Reason.BAD_TIME, f"column 'ts_ms': got {times:.3e}")
     if type(times) is not bytes and type(times) is not int:
         raise _BadCellError(Reason.WRONG_TYPE, "column 'ts_ms': expected int64 or one integer")
+    if "kind" in required and not (type(kind) is str or (type(kind) is dict and "blob" in kind)):
+        raise _BadCellError(Reason.WRONG_TYPE, "column 'kind': expected strings")
 
 
 def _check_map(n: int, name: str, cell: dict[Any, Any]) -> None:
@@ -91,7 +94,7 @@ def _check_map(n: int, name: str, cell: dict[Any, Any]) -> None:
     if type(blob) is not bytes or type(offsets) is not bytes or len(offsets) != 4 * (n + 1):
         raise _BadCellError(
             Reason.WRONG_TYPE,
-            f"column '{name}': expected f4 of {4 * n} bytes, or blob and {4 * (n + 1)} bytes of offsets",
+            f"column '{name}': expected f4 of {4 * n} bytes, or blob and offsets of {4 * (n + 1)}",
         )
     ends = np.frombuffer(offsets, "<i4")
     if ends[0] != 0 or ends[-1] != len(blob) or np.any(np.diff(ends) < 0):
@@ -105,7 +108,7 @@ def _check_map(n: int, name: str, cell: dict[Any, Any]) -> None:
 def _texts(cell: dict[str, bytes]) -> list[str]:
     ends = np.frombuffer(cell["offsets"], "<i4").tolist()
     blob = cell["blob"]
-    return [blob[a:b].decode() for a, b in zip(ends, ends[1:], strict=False)]
+    return [blob[a:b].decode() for a, b in pairwise(ends)]
 
 
 class Columns:
@@ -162,17 +165,20 @@ class Columns:
     def floats(self, path: str, bad: Bad) -> NDArray[np.float32]:
         """Numbers, 0 where the field is missing."""
         cells = [columns.get(path) for columns in self._columns]
-        if all(type(cell) is dict and "f4" in cell for cell in cells):
-            return finite(np.frombuffer(b"".join(cell["f4"] for cell in cells), "<f4"), bad, path)
+        parts = [cell["f4"] for cell in cells if type(cell) is dict and "f4" in cell]
+        if len(parts) == len(cells):
+            return finite(np.frombuffer(b"".join(parts), "<f4"), bad, path)
         ints = self.ints(path)
-        return float_column(self.values(path), bad, path) if ints is None else finite(ints, bad, path)
+        return (
+            float_column(self.values(path), bad, path) if ints is None else finite(ints, bad, path)
+        )
 
 
 def _values(cell: object, n: int) -> list[Any]:
     if type(cell) is bytes:
-        return np.frombuffer(cell, "<i8").tolist()
+        return list(np.frombuffer(cell, "<i8").tolist())
     if type(cell) is dict:
-        return np.frombuffer(cell["f4"], "<f4").tolist() if "f4" in cell else _texts(cell)
+        return list(np.frombuffer(cell["f4"], "<f4").tolist()) if "f4" in cell else _texts(cell)
     return [cell] * n
 
 
@@ -190,7 +196,7 @@ def columnar_click_block(
         record_n=record_n,
         place_n=place_n,
         kind_n=kind_n,
-        ts_ms_n=_times(columns, messages),
+        ts_ms_n=_times(columns),
         request_n=request_n,
         item_n=item_n,
         user_n=user_n,
@@ -211,7 +217,7 @@ def columnar_impression_block(
     request_n, plain_requests = columns.ids("request_id", bad)
     user_n, plain_users = columns.ids("user_id", bad)
     item_n, plain_items = columns.ids("item_id", bad)
-    ts_ms_n = _times(columns, messages)
+    ts_ms_n = _times(columns)
     if columns.is_missing("position"):
         position_n = _within(record_n, request_n)
     else:
@@ -246,10 +252,10 @@ def _places(messages: list[tuple[int, Any]]) -> tuple[I64, I64, list[int]]:
     return record_n, np.arange(len(record_n)) - np.repeat(starts, n_r), starts.tolist()
 
 
-def _times(columns: Columns, messages: list[tuple[int, Any]]) -> I64:
+def _times(columns: Columns) -> I64:
     times = columns.ints("ts_ms")
-    # Only a scalar outside 64 bits gets here: a time of 0 is rejected with the others.
-    return np.zeros(sum(m.n for _, m in messages), np.int64) if times is None else times
+    assert times is not None, "checked with the cells"
+    return times
 
 
 def _within(record_n: I64, request_n: I64) -> NDArray[np.int32]:
@@ -270,7 +276,9 @@ def _requests(
     )
     is_click = np.repeat(joined, counts)
     request_n = np.zeros(len(is_click), np.int64)
-    with_request = [message for _, message in messages if message.columns.get("request_id") is not None]
+    with_request = [
+        message for _, message in messages if message.columns.get("request_id") is not None
+    ]
     if with_request:
         inner: Bad = []
         request_n[is_click], _ = Columns(with_request, caches).ids("request_id", inner)
@@ -291,6 +299,6 @@ def _kinds(messages: list[tuple[int, Any]], kinds: dict[str, int]) -> NDArray[np
 def _lead_users(columns: Columns, starts: list[int]) -> list[Any]:
     ints = columns.ints("user_id")
     if ints is not None:
-        return ints[starts].tolist()
+        return list(ints[starts].tolist())
     users = columns.values("user_id")
     return [users[start] for start in starts]

@@ -1,4 +1,4 @@
-"""Fields of impression rows to ImpressionColumns, whatever wire form they came in. Reads no bytes."""
+"""Fields of impression rows to ImpressionColumns, in whatever form they came. Reads no bytes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Fields(Protocol):
         ...
 
 
-def filled(  # noqa: PLR0913  # the columns that all forms have
+def filled(  # the columns that all forms have
     spec: DecodeSpec,
     fields: Fields,
     *,
@@ -48,7 +48,7 @@ def filled(  # noqa: PLR0913  # the columns that all forms have
     """Columns of all rows by `spec`; what cannot be used is added to `bad` and holds 0."""
     columns = empty_impressions(spec, len(ts_ms_n))
     columns.position_m = position_n
-    plain_mF = np.zeros((len(ts_ms_n), len(spec.ids)), np.int64)  # noqa: N806  # shape suffix
+    plain_mF = np.zeros((len(ts_ms_n), len(spec.ids)), np.int64)  # shape suffix
     given = {"user": user_n, "item": item_n}
     for f, source in enumerate(spec.ids):
         path = source.path

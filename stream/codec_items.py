@@ -45,15 +45,11 @@ def decode_items(
     batch: RecordBatch, max_future_ms: int = MAX_FUTURE_MS
 ) -> list[ItemEvent | Rejected]:
     """All items of the batch in (record, index) order, bad ones as Rejected; never raises."""
-    found: list[ItemEvent | Rejected] = []
-    for record, value in enumerate(batch.values):
-        for one in _of_record(value, record):
-            found.append(
-                one
-                if isinstance(one, Rejected)
-                else _checked(one, batch, max_future_ms)
-            )
-    return found
+    return [
+        one if isinstance(one, Rejected) else _checked(one, batch, max_future_ms)
+        for record, value in enumerate(batch.values)
+        for one in _of_record(value, record)
+    ]
 
 
 def _of_record(value: bytes | None, record: int) -> list[ItemEvent | Rejected]:

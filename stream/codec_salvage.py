@@ -49,7 +49,7 @@ def unpacked(value: bytes) -> dict[Any, Any] | str:
     try:
         message = msgpack.unpackb(value, strict_map_key=True, raw=False)
     except (ValueError, TypeError, RecursionError, MemoryError, OverflowError) as error:
-        return f"not msgpack: {error or type(error).__name__}"
+        return f"not msgpack: {str(error) or type(error).__name__}"
     if not isinstance(message, dict):
         return f"expected a map, got {type(message).__name__}"
     return message
@@ -176,4 +176,6 @@ def _required(body: type[msgspec.Struct]) -> Sequence[str]:
 
 
 def _whole(record: int, reason: Reason, detail: str) -> Salvage:
-    return Salvage(rejected=[Rejected(record=record, index=-1, reason=reason, detail=detail[:_DETAIL_CHARS])])
+    return Salvage(
+        rejected=[Rejected(record=record, index=-1, reason=reason, detail=detail[:_DETAIL_CHARS])]
+    )

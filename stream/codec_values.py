@@ -122,7 +122,7 @@ def request_keys(values: Sequence[Any], cache: KeyCache, bad: Bad) -> tuple[I64,
             texts = [value.encode() for value in values]
         except AttributeError:  # an integer among them
             return id_keys(values, cache, bad, "request_id")
-        if 0 < min(map(len, texts)) and max(map(len, texts)) <= ID_BYTES_MAX:
+        if min(map(len, texts)) > 0 and max(map(len, texts)) <= ID_BYTES_MAX:
             keys = np.frombuffer(array("Q", map(xxh3_64_intdigest, texts)), np.int64)
             if keys.all():  # else one needs the stand-in for 0
                 return keys, False
@@ -136,10 +136,10 @@ def optional_id_keys(values: Sequence[Any], cache: KeyCache, bad: Bad, name: str
     if ints is not None:
         return np.where(missing, np.int64(0), keys_of_ints(ints))
     keys = np.zeros(len(values), np.int64)
-    rows = np.flatnonzero(~missing)
+    rows = np.flatnonzero(~missing).tolist()
     inner: Bad = []
     keys[rows] = _cached_keys([values[row] for row in rows], cache, inner, name)
-    bad.extend(one._replace(row=int(rows[one.row])) for one in inner)
+    bad.extend(one._replace(row=rows[one.row]) for one in inner)
     return keys
 
 
@@ -172,7 +172,7 @@ def _cached_keys(values: Sequence[Any], cache: KeyCache, bad: Bad, name: str) ->
         return keys
 
 
-def multi_keys(  # noqa: PLR0913  # one column's whole description
+def multi_keys(  # one column's whole description
     values: Sequence[Any], length: int, salt: np.int64, cache: KeyCache, bad: Bad, name: str
 ) -> I64:
     """Salted keys int64 [n, length] of lists (or single values), None left out, 0 padded."""
@@ -236,7 +236,11 @@ def small_ints(values: Sequence[Any], bad: Bad, name: str) -> NDArray[np.int32]:
                 column[row] = value
             else:
                 bad.append(
-                    BadRow(row, Reason.WRONG_TYPE, f"{name}: expected a 32-bit integer, got {value!r:.40}")
+                    BadRow(
+                        row,
+                        Reason.WRONG_TYPE,
+                        f"{name}: expected a 32-bit integer, got {value!r:.40}",
+                    )
                 )
         return column
 

@@ -35,8 +35,9 @@ Value = int | float | str | bool | None | list[Scalar]
 Cell = Annotated[
     Any,
     msgspec.Meta(
-        description="n little-endian int64 as bytes; {f4: n little-endian float32 as bytes}; strings as "
-        "{blob: UTF-8 bytes, offsets: n + 1 little-endian int32 as bytes}; or a scalar for all rows"
+        description="n little-endian int64 as bytes; {f4: n little-endian float32 as bytes}; "
+        "strings as {blob: UTF-8 bytes, offsets: n + 1 little-endian int32 as bytes}; "
+        "or a scalar for all rows"
     ),
 ]
 

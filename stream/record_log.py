@@ -37,7 +37,7 @@ _FIELDS: Final = (
 )
 
 
-class RecordLogUnusable(InputError):  # noqa: N818  # reads as the state of the file
+class RecordLogUnusable(InputError):  # reads as the state of the file
     """The file is no record log, or a damaged one; the message says what to do."""
 
 
@@ -99,7 +99,7 @@ class RecordLogWriter:
         self._writer = pq.ParquetWriter(self._temporary, self._schema, compression="zstd")
         return self
 
-    def write(  # noqa: PLR0913  # the six columns of a record
+    def write(  # the six columns of a record
         self,
         topic: str,
         partition: int,
@@ -120,7 +120,10 @@ class RecordLogWriter:
             self._flush()
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
     ) -> None:
         """Finish, fsync and rename; after an exception only remove the temporary file."""
         assert self._writer is not None
@@ -245,7 +248,10 @@ class _unusable:  # noqa: N801  # used as a `with` word
         pass
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
     ) -> None:
         if isinstance(error, (pa.ArrowException, OSError)):
             what = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -119,7 +119,9 @@ class _Tally:
             found = decode_item_vector(value)
             if isinstance(found, BadVector):
                 reason = Reason(found.reason)
-                rejected.append(Rejected(record=record, index=0, reason=reason, detail=found.detail))
+                rejected.append(
+                    Rejected(record=record, index=0, reason=reason, detail=found.detail)
+                )
         self.events[batch.tp.topic, "item_vector"] += len(batch) - len(rejected)
         self._reject(batch, rejected)
 
@@ -251,5 +253,3 @@ def _clicks_of(columns: EventColumns) -> Clicks:
         kind_n=columns.click_kind_n[rows],
         organic_n=columns.kind_n[rows] == EventKind.ORGANIC,
     )
-
-

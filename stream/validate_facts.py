@@ -69,9 +69,7 @@ class Clocks:
         """Add events of one partition, in its order."""
         if not len(ts_ms_n):
             return
-        clock = np.maximum.accumulate(
-            np.concatenate([[self._clock_ms.get(partition, 0)], ts_ms_n])
-        )
+        clock = np.maximum.accumulate(np.concatenate([[self._clock_ms.get(partition, 0)], ts_ms_n]))
         self._clock_ms[partition] = int(clock[-1])
         self._events[partition] = self._events.get(partition, 0) + len(ts_ms_n)
         lag = clock[1:] - ts_ms_n
@@ -90,7 +88,8 @@ class Clocks:
                 "late": late,
                 "late_share": late / self._events[partition],
             }
-        everything = np.concatenate([lag for lags in self._lags.values() for lag in lags] or [[]])
+        lags = [lag for parts in self._lags.values() for lag in parts]
+        everything = np.concatenate([np.zeros(0, np.int64), *lags])
         return {
             "lateness_ms": self._lateness_ms,
             "behind": len(everything),
@@ -146,9 +145,7 @@ def join_facts(
     organic_first = _first_rows(
         clicks.user_n[o], clicks.item_n[o], clicks.kind_n[o], clicks.ts_ms_n[o]
     )
-    clicks_first = c[
-        _first_rows(clicks.request_n[c], clicks.item_n[c], clicks.kind_n[c])
-    ]
+    clicks_first = c[_first_rows(clicks.request_n[c], clicks.item_n[c], clicks.kind_n[c])]
     first = _first_rows(shown.request_n, shown.item_n)
     place = _find(
         (shown.request_n[first], shown.item_n[first]),

@@ -6,10 +6,11 @@ import json
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
@@ -38,7 +39,7 @@ def command(*, log: Path, config_file: Path | None, as_json: bool) -> None:
 
 def _configured(file: Path) -> ValidateConfig:
     # Here, because a configuration names encoders, and those import torch: seconds.
-    from stream.config import Config  # noqa: PLC0415
+    from stream.config import Config
 
     config = loader.load(Config, [file])
     topics = config.topics
@@ -64,7 +65,7 @@ class _Steps:
         self._bar = Progress(console=Console(stderr=True), transient=True)
         self._task = self._bar.add_task("reading the log", total=total)
 
-    def __enter__(self) -> _Steps:
+    def __enter__(self) -> Self:
         self._bar.start()
         return self
 
@@ -81,48 +82,66 @@ class _Silent:
         """Nothing to show."""
 
 
-def _progress(total: int) -> Any:  # noqa: ANN401  # one of two context managers
+def _progress(total: int) -> Any:  # one of two context managers
     return _Steps(total) if sys.stderr.isatty() else nullcontext(_Silent())
 
 
 def _show(report: dict[str, Any]) -> None:
     console = Console()
     log, shown = report["log"], report["impressions"]
-    console.print(f"{log['path']}  source {log['source_id']}")
+    console.print(f"{log['path']}  source {log['source_id']}", markup=False)
     console.print(_table("events", _event_rows(report), ("topic", "kind", "events")))
     if report["rejected"]["total"]:
-        rows = [
-            (topic, reason, n)
-            for topic, reasons in report["rejected"]["by_topic"].items()
-            for reason, n in reasons.items()
-        ]
-        console.print(_table("rejected", rows, ("topic", "reason", "events")))
+        console.print(_table("rejected", _reject_rows(report), ("topic", "reason", "events")))
         for e in report["rejected"]["examples"][:5]:
             place = f"{e['topic']}/{e['partition']} offset {e['offset']}"
             console.print(f"  {place}: {e['reason']}: {e['detail']}", markup=False)
     console.print(_table("impressions and clicks", _join_rows(report), ("what", "number")))
     columns = ("kind", "distinct", "join rate", "outside window", "positives", "label share")
-    rows = [
-        (kind, f["distinct"], f"{f['join_rate']:.4f}", f["outside_window"], f["positives"],
-         f"{f['label_share']:.4f}")
-        for kind, f in report["clicks"]["by_kind"].items()
-    ]  # fmt: skip
-    console.print(_table("labels", rows, columns))
-    disorder = report["disorder"]
-    rows = [
-        (name, f["events"], f["behind"], f["lag_max_ms"], f["late"], f"{f['late_share']:.5f}")
-        for name, f in disorder["by_partition"].items()
-    ]
-    title = f"disorder (late: over {disorder['lateness_ms']} ms behind the partition's clock)"
+    console.print(_table("labels", _label_rows(report), columns))
+    title = f"disorder (late: {report['disorder']['lateness_ms']} ms behind the partition's clock)"
     columns = ("partition", "events", "behind", "lag max ms", "late", "late share")
-    console.print(_table(title, rows, columns))
+    console.print(_table(title, _disorder_rows(report), columns))
     positions = ", ".join(f"{p}: {n:,}" for p, n in list(shown["positions"].items())[:10])
-    console.print(f"positions  {positions}")
-    console.print(f"fields     {', '.join(report['fields']) or 'none'}")
+    console.print(f"positions  {positions}", markup=False)
+    console.print(f"fields     {', '.join(report['fields']) or 'none'}", markup=False)
     for name, n in report["unknown_fields"].items():
         console.print(f"unknown field {name}: in {n:,} events", markup=False)
     for path in report["missing_fields"]:
         console.print(f"configured field {path}: in no event", markup=False)
+
+
+def _reject_rows(report: dict[str, Any]) -> list[tuple[Any, ...]]:
+    by_topic = report["rejected"]["by_topic"]
+    return [(topic, r, n) for topic, reasons in by_topic.items() for r, n in reasons.items()]
+
+
+def _label_rows(report: dict[str, Any]) -> list[tuple[Any, ...]]:
+    return [
+        (
+            kind,
+            facts["distinct"],
+            f"{facts['join_rate']:.4f}",
+            facts["outside_window"],
+            facts["positives"],
+            f"{facts['label_share']:.4f}",
+        )
+        for kind, facts in report["clicks"]["by_kind"].items()
+    ]
+
+
+def _disorder_rows(report: dict[str, Any]) -> list[tuple[Any, ...]]:
+    return [
+        (
+            name,
+            facts["events"],
+            facts["behind"],
+            facts["lag_max_ms"],
+            facts["late"],
+            f"{facts['late_share']:.5f}",
+        )
+        for name, facts in report["disorder"]["by_partition"].items()
+    ]
 
 
 def _event_rows(report: dict[str, Any]) -> list[tuple[Any, ...]]:
@@ -150,5 +169,6 @@ def _join_rows(report: dict[str, Any]) -> list[tuple[Any, ...]]:
 def _table(title: str, rows: list[tuple[Any, ...]], columns: tuple[str, ...]) -> Table:
     table = Table(*columns, title=title, title_justify="left")
     for row in rows:
-        table.add_row(*(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row))
+        # Names come from the log: they must not be read as markup.
+        table.add_row(*(f"{cell:,}" if isinstance(cell, int) else escape(cell) for cell in row))
     return table

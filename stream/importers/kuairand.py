@@ -61,7 +61,9 @@ class KuaiRandImportConfig:
         if self.partitions < 1:
             raise ValueError(f"partitions must be at least 1, got {self.partitions}")
         if not 1 <= self.envelope <= EVENTS_PER_ENVELOPE_MAX:
-            raise ValueError(f"envelope must be 1 to {EVENTS_PER_ENVELOPE_MAX}, got {self.envelope}")
+            raise ValueError(
+                f"envelope must be 1 to {EVENTS_PER_ENVELOPE_MAX}, got {self.envelope}"
+            )
         if self.to_ms and self.from_ms >= self.to_ms:
             raise ValueError("the span of impressions is empty: its start must lie before its end")
 
@@ -136,8 +138,11 @@ def import_kuairand(
 
 def request_ids(log: pa.Table) -> I64:
     """Positive 63-bit hash of (user, video, time, tab): the log itself names no request."""
-    columns = [keys_of_ints(log[name].to_numpy()) for name in ("user_id", "video_id", "time_ms", "tab")]
-    return np.maximum(combined(columns, salt_of("request")) & _POSITIVE, 1)
+    columns = [
+        keys_of_ints(log[name].to_numpy()) for name in ("user_id", "video_id", "time_ms", "tab")
+    ]
+    ids: I64 = np.maximum(combined(columns, salt_of("request")) & _POSITIVE, 1)
+    return ids
 
 
 def _read_tables(source: Path, config: KuaiRandImportConfig) -> _Tables:

@@ -64,9 +64,7 @@ def write_log(
     for topic, events in streams.items():
         for partition, group in enumerate(_partitioned(events, partitions)):
             for offset, record in enumerate(_packed(group, envelope)):
-                records.append(
-                    (record.ts_ms, TOPIC_RANK[topic], partition, offset, topic, record)
-                )
+                records.append((record.ts_ms, TOPIC_RANK[topic], partition, offset, topic, record))
     # Times rise within a partition, so each record's time is its partition's clock.
     records.sort(key=lambda one: one[:4])
     counts = dict.fromkeys(streams, 0)

@@ -107,7 +107,12 @@ WRITERS: dict[str, Callable[[], bytes]] = {
     "click_columns": lambda: encode_columns(
         "click_columns",
         2,
-        {"user_id": 5, "kind": "watch", "item_id": np.array([9, 10]), "ts_ms": np.array([T, T + 1])},
+        {
+            "user_id": 5,
+            "kind": "watch",
+            "item_id": np.array([9, 10]),
+            "ts_ms": np.array([T, T + 1]),
+        },
     ),
     "watermark": lambda: encode_watermark(T),
     "item": lambda: encode_item(item_id=9, ts_ms=T, attributes={"tag": ["a", "b"]}),
@@ -172,11 +177,11 @@ def test_columnar_impressions_are_read() -> None:
 
 @pytest.mark.parametrize(
     ("name", "kind", "items", "click_kind"),
-    [
+    (
         ("click", EventKind.CLICK, [keys_of_ints(np.array([9]))[0]], [0]),
         ("clicks", EventKind.ORGANIC, [key_of_str("a")], [1]),
         ("click_columns", EventKind.ORGANIC, keys_of_ints(np.array([9, 10])).tolist(), [1, 1]),
-    ],
+    ),
 )
 def test_clicks_are_read(
     name: str, kind: EventKind, items: list[int], click_kind: list[int]
