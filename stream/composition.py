@@ -22,6 +22,8 @@ from stream.feature_plan import FeaturePlan, plan
 from stream.items import ItemTable, ItemTableConfig
 from stream.pipeline import OnlinePipeline, Span, no_span
 
+DEFAULT_PRESET = "default"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Composition:
@@ -40,7 +42,7 @@ class Composition:
 
 def load_config(file: str | None, overrides: tuple[str, ...]) -> Config:
     """The configuration of a file or the preset of that name, with overrides `a.b=c`."""
-    name = file or "kuairand"
+    name = file or DEFAULT_PRESET
     path = Path(name)
     return loader.load(Config, [path if path.suffix else loader.preset_path(name)], overrides)
 

@@ -18,8 +18,8 @@ def command(
 ) -> None:
     """Read item events, write item vectors; until Ctrl-C or SIGTERM.
 
-    Several embedders of one group share the partitions. Without --config the encoder of the preset
-    `kuairand` is used.
+    Several embedders of one group share the partitions. Without --config the encoder of the
+    default preset is used.
     """
     from infra.errors import InputError
     from stream.composition import embedder_of, load_config

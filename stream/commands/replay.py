@@ -81,6 +81,7 @@ def full_report(
         **evaluation_of(
             result.predictions, evaluate_from_ms=evaluate_from_ms, offset_ms=offset * 60_000
         ),
+        "items_rejected_by_reason": result.items_rejected_by_reason,
         "learner": dict(pipeline.learner.counts()),
         "samples_per_s": result.samples_run / seconds,
         "events_per_s": result.events_run / max(result.seconds, 1e-9),
@@ -98,8 +99,8 @@ def table_of(report: dict[str, Any]) -> Table:
     """The metrics by day and over the evaluated span, for a person."""
     at = report["predict_at"]
     table = Table(title=f"{report['config']['ranker']['label']}, predicted at {at}")
-    for name in ("day", "samples", "log loss", "NE", "AUC", "GAUC user-day", "calibration", "CTR"):
-        table.add_column(name, justify="left" if name == "day" else "right")
+    for name in ("day", "samples", "log loss", "NE", "AUC", "GAUC u-d", "calibr.", "CTR"):
+        table.add_column(name, justify="left" if name == "day" else "right", no_wrap=True)
     total = {"date": "all", **report["evaluated"], **report["metrics"]}
     for row in (*report["daily"], total):
         if row is total:
@@ -114,7 +115,7 @@ def table_of(report: dict[str, Any]) -> Table:
 @click.argument("logs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--report", required=True, type=click.Path(path_type=Path, file_okay=False),
               help="Folder for report.json and predictions.parquet.")  # fmt: skip
-@click.option("--config", "config_file", help="TOML file or name of a preset [kuairand].")
+@click.option("--config", "config_file", help="TOML file or name of a preset [default].")
 @click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Override a setting.")
 @click.option("--print-config", is_flag=True, help="Print the configuration and stop.")
 @click.option("--evaluate-from", metavar="TIME", help="Metrics from this time on (ISO).")
@@ -141,9 +142,10 @@ def command(  # one parameter an option
     offset = offset_minutes(timezone, config)
     start = time_ms(evaluate_from, offset)
     if snapshot_every:
+        merged = loader.to_dict(config)
         config = loader.build(
             Config,
-            loader.to_dict(config) | {"snapshot": {"every_samples": snapshot_every}},
+            merged | {"snapshot": merged["snapshot"] | {"every_samples": snapshot_every}},
         )
     options = ReplayConfig(logs=logs, report=report, snapshot_every=snapshot_every, resume=resume)
     replay = Replay(config, options)

@@ -5,7 +5,6 @@ Everything is made, used and closed in the pipeline thread.
 
 from __future__ import annotations
 
-import math
 import shutil
 import uuid
 from collections import deque
@@ -31,44 +30,26 @@ from stream.records import RecordBatch, TopicPartition
 from stream.replay.report import counts_of
 
 _VECTORS = "vectors"
-_RECENT_SAMPLES = 20_000
 _LATENCIES_MAX = 10_000
 
 
-class Recent:
-    """How well the newest samples were predicted, and how long their way to the weights took."""
+class Latency:
+    """How long the newest samples took from their record's sending to the weights."""
 
     def __init__(self) -> None:
-        self._losses: deque[tuple[int, float, float, float]] = deque()
-        self._samples = 0
         self._latency_ms: deque[int] = deque(maxlen=_LATENCIES_MAX)
 
-    def add(self, report: PipelineReport, column: int, latency_ms: int) -> None:
+    def add(self, report: PipelineReport, latency_ms: int) -> None:
         """Take what one call of the pipeline learned."""
-        for p in report.predictions:
-            logit_n, label_n = p.logit_n.astype(np.float64), p.labels_nK[:, column]
-            loss = float(np.logaddexp(0.0, logit_n).sum() - (label_n * logit_n).sum())
-            rate = float((1.0 / (1.0 + np.exp(-logit_n))).sum())
-            self._losses.append((len(logit_n), loss, rate, float(label_n.sum())))
-            self._samples += len(logit_n)
-            while self._samples - self._losses[0][0] >= _RECENT_SAMPLES:
-                self._samples -= self._losses.popleft()[0]
         if report.samples:
             self._latency_ms.append(latency_ms)
 
-    def status(self) -> dict[str, Any]:
-        """Figures, null where there are none yet."""
-        n = self._samples
-        loss, rate, positives = (sum(row[i] for row in self._losses) for i in (1, 2, 3))
-        latency = np.array(self._latency_ms) if self._latency_ms else None
-        return {
-            "recent_samples": n,
-            "recent_log_loss": _finite(loss / n) if n else None,
-            "recent_calibration": _finite(rate / positives) if positives else None,
-            "settle_to_update_ms": None
-            if latency is None
-            else {f"p{q}": float(np.percentile(latency, q)) for q in (50, 99)},
-        }
+    def quantiles(self) -> dict[str, float] | None:
+        """Median and 99th percentile, None where nothing was learned yet."""
+        if not self._latency_ms:
+            return None
+        latency = np.array(self._latency_ms)
+        return {f"p{q}": float(np.percentile(latency, q)) for q in (50, 99)}
 
 
 class LivePipeline:
@@ -78,8 +59,7 @@ class LivePipeline:
         self._composition, self._log, self._clock = composition, log, clock
         self._pipeline = composition.pipeline
         self._intake = ItemIntake(self._pipeline.items, composition.embedder)
-        self._recent = Recent()
-        self._column = composition.plan.spec.trained_column
+        self._latency = Latency()
 
     def assign(self, partitions: Mapping[TopicPartition, Position]) -> None:
         """Take the partitions on; those of another source than restored restart there."""
@@ -133,17 +113,19 @@ class LivePipeline:
             self._log.finish(keep_parts=True)
 
     def status(self) -> dict[str, Any]:
-        """Counts of the report, and figures of the newest samples."""
+        """Counts of the report, progressive metrics, latencies."""
         clock_ms = self._pipeline.join.clock_ms
         return {
             **counts_of(self._pipeline),
             "clock_ms": clock_ms,
             "waiting_items": self._pipeline.items.pending,
-            **self._recent.status(),
+            "metrics": self._pipeline.metrics.scores(),
+            "recent_metrics": self._pipeline.metrics.scores(recent=True),
+            "settle_to_update_ms": self._latency.quantiles(),
         }
 
     def _taken(self, report: PipelineReport, sent_ms: int) -> PipelineReport:
-        self._recent.add(report, self._column, self._clock.now_ms() - sent_ms)
+        self._latency.add(report, self._clock.now_ms() - sent_ms)
         if self._log is not None:
             for predictions in report.predictions:
                 self._log.append(predictions)
@@ -263,7 +245,3 @@ def engine_maker(
         )
 
     return make
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -1,0 +1,241 @@
+"""The demo: broker, topics, embedder and worker as processes on the bundled log, then its replay.
+
+Starts, watches and stops processes of the `millrace` command; does nothing that they do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow.parquet as pq
+
+from infra.errors import FaultError
+from infra.local_broker import LocalBroker
+from stream.prediction_log import FILE as PREDICTIONS
+from stream.record_log import RecordLog
+
+STALLED_S = 120.0
+_POLL_S = 0.25
+_COMPARED = ("request_id", "item_id", "user_id", "ts_ms", "label", "logit")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoConfig:
+    """`broker` empty: the embedded one. `arguments` go to every process (configuration).
+
+    `data_set` is the importer that makes a record log of the folder `data`.
+    """
+
+    data: Path
+    data_set: str
+    folder: Path
+    broker: str = ""
+    arguments: tuple[str, ...] = ()
+    evaluate_from: str = ""
+
+
+class Told(NamedTuple):
+    """State of a run, for whoever shows it: records done and in all, and the worker's status."""
+
+    phase: str
+    done: int
+    total: int
+    status: Mapping[str, Any]
+
+
+@dataclass(slots=True, kw_only=True)
+class DemoResult:
+    """What came of it. `differences`: columns in which the run and its replay are not equal."""
+
+    setup_s: float = 0.0
+    run_s: float = 0.0
+    replay_s: float = 0.0
+    status: dict[str, Any] = field(default_factory=dict)
+    report: dict[str, Any] = field(default_factory=dict)
+    differences: list[str] = field(default_factory=list)
+    folder: Path
+    snapshots: int = 0
+
+
+class Demo:
+    """One demo from start to end."""
+
+    def __init__(self, config: DemoConfig, tell: Callable[[Told], None]) -> None:
+        """`tell` is called a few times a second."""
+        self._config, self._tell = config, tell
+        self._log = config.folder / "log.parquet"
+        self._state = config.folder / "worker"
+        self._status_file = config.folder / "status.json"
+        config.folder.mkdir(parents=True, exist_ok=True)
+
+    def run(self) -> DemoResult:
+        """Set up, stream, stop, replay, compare. Raises FaultError with last words."""
+        result = DemoResult(folder=self._config.folder)
+        began = time.monotonic()
+        self._tell(Told("making the record log", 0, 0, {}))
+        data, preset = str(self._config.data), self._config.data_set
+        self._run("import", preset, data, str(self._log), configured=False)
+        with self._broker() as broker:
+            self._tell(Told("sending items, waiting until they are embedded", 0, 0, {}))
+            self._run("topics", "--broker", broker)
+            self._run("produce", str(self._log), "--broker", broker, "--items-only")
+            self._run("embed", "--broker", broker, "--until-end")
+            with self._worker(broker) as worker:
+                self._wait(worker, "starting the worker", lambda s: s.get("state") == "owner")
+                result.setup_s = time.monotonic() - began
+                began = time.monotonic()
+                self._stream(broker, worker)
+                result.run_s = time.monotonic() - began
+                worker.send_signal(signal.SIGTERM)
+                self._exit(worker, "worker")
+        result.status = json.loads(self._status_file.read_text())
+        self._replay(result)
+        result.snapshots = len(list((self._state / "snapshots" / "epochs").glob("*/[0-9]*")))
+        return result
+
+    def _stream(self, broker: str, worker: subprocess.Popen[bytes]) -> None:
+        log = RecordLog(self._log)
+        ends = {
+            f"{tp.topic}/{tp.partition}": last + 1
+            for tp, last in log.last_offsets().items()
+            if tp.topic != "items"
+        }
+        total = sum(ends.values())
+        producer = self._start("produce", str(self._log), "--broker", broker, "--skip-items")
+        with _stopped(producer):
+            self._wait(worker, "streaming", lambda s: _is_done(s, ends), total=total)
+            self._exit(producer, "produce")
+
+    def _wait(
+        self,
+        worker: subprocess.Popen[bytes],
+        phase: str,
+        done: Callable[[Mapping[str, Any]], bool],
+        total: int = 0,
+    ) -> None:
+        """Wait until the worker's status says so; raises FaultError when it ends or stalls."""
+        last, moved = -1, time.monotonic()
+        while True:
+            status: dict[str, Any] = {}
+            with contextlib.suppress(OSError, ValueError):
+                status = json.loads(self._status_file.read_text())
+            records = sum(status.get("positions", {}).values())
+            self._tell(Told(phase, records, total, status))
+            if done(status):
+                return
+            if worker.poll() is not None:
+                self._exit(worker, "worker")
+                raise FaultError(f"the worker ended while {phase}")
+            if records != last:
+                last, moved = records, time.monotonic()
+            if time.monotonic() - moved > STALLED_S:
+                raise FaultError(
+                    f"{phase}: nothing happened for {STALLED_S:.0f} s; see {self._config.folder}"
+                )
+            time.sleep(_POLL_S)
+
+    def _replay(self, result: DemoResult) -> None:
+        """Replay the same log and compare the predictions, column by column."""
+        began = time.monotonic()
+        self._tell(Told("replaying the same log to compare", 0, 0, result.status))
+        folder = self._config.folder / "replay"
+        evaluate = ("--evaluate-from", self._config.evaluate_from)
+        self._run("replay", str(self._log), "--report", str(folder),
+                  *(evaluate if self._config.evaluate_from else ()))  # fmt: skip
+        result.replay_s = time.monotonic() - began
+        result.report = json.loads((folder / "report.json").read_text())
+        result.differences = differing_columns(self._state / PREDICTIONS, folder / PREDICTIONS)
+
+    @contextlib.contextmanager
+    def _broker(self) -> Iterator[str]:
+        if self._config.broker:
+            yield self._config.broker
+            return
+        with LocalBroker() as broker:
+            yield broker.address
+
+    @contextlib.contextmanager
+    def _worker(self, broker: str) -> Iterator[subprocess.Popen[bytes]]:
+        self._status_file.unlink(missing_ok=True)
+        worker = self._start(
+            "worker", "--broker", broker, "--snapshots", str(self._state), "--predictions",
+            "--status", str(self._status_file),
+        )  # fmt: skip
+        with _stopped(worker):
+            yield worker
+
+    def _start(
+        self, verb: str, *arguments: str, configured: bool = True
+    ) -> subprocess.Popen[bytes]:
+        words = [sys.executable, "-m", "stream.cli", verb, *arguments]
+        words += self._config.arguments if configured else ()
+        with self._words(verb).open("wb") as out:
+            return subprocess.Popen(  # noqa: S603  # our own command, no shell
+                words, stdout=out, stderr=subprocess.STDOUT, env=_environment()
+            )
+
+    def _run(self, verb: str, *arguments: str, configured: bool = True) -> None:
+        process = self._start(verb, *arguments, configured=configured)
+        with _stopped(process):
+            self._exit(process, verb)
+
+    def _exit(self, process: subprocess.Popen[bytes], verb: str) -> None:
+        """Wait for the end; raises FaultError with the last lines where the code is not 0."""
+        code = process.wait(timeout=600)
+        if code:
+            lines = self._words(verb).read_text(errors="replace").strip().splitlines()[-5:]
+            raise FaultError(f"`millrace {verb}` ended with code {code}: " + " | ".join(lines))
+
+    def _words(self, verb: str) -> Path:
+        return self._config.folder / f"{verb}.log"
+
+
+def differing_columns(one: Path, other: Path) -> list[str]:
+    """Columns of two prediction logs that are not equal bit for bit, in order; empty: all equal."""
+    digests = []
+    for path in (one, other):
+        table = pq.read_table(path, columns=list(_COMPARED))
+        digests.append({name: hashlib.sha256(str(table[name].to_pylist()).encode()).hexdigest()
+                        if table[name].type == "string"
+                        else hashlib.sha256(table[name].to_numpy().tobytes()).hexdigest()
+                        for name in _COMPARED})  # fmt: skip
+    return [name for name in _COMPARED if digests[0][name] != digests[1][name]]
+
+
+def _is_done(status: Mapping[str, Any], ends: Mapping[str, int]) -> bool:
+    """Everything was read, and no window is open or sample unlearned."""
+    positions, counts = status.get("positions", {}), status.get("pipeline", {})
+    read = all(positions.get(tp, 0) >= end for tp, end in ends.items())
+    waiting = counts.get("waiting_for_batch", 1) + sum(counts.get("open", {"": 1}).values())
+    return read and waiting == 0
+
+
+@contextlib.contextmanager
+def _stopped(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """The process has ended when the block has: by force where it has not by itself."""
+    try:
+        yield
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=10)
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def _environment() -> dict[str, str]:
+    """Idle OpenMP threads sleep; glibc keeps memory between steps (fewer page faults)."""
+    return {"OMP_WAIT_POLICY": "passive", **os.environ}
