@@ -10,13 +10,11 @@ from typing import Any
 
 import msgpack
 import numpy as np
-from numpy.typing import NDArray
 
 from stream.events import SCHEMA_VERSION
 
 Id = int | str
 Body = dict[str, Any]
-Cells = NDArray[Any] | Sequence[str] | int | float | str | bool | None
 
 
 def encode_key(id_: Id) -> bytes:
@@ -72,7 +70,7 @@ def encode_envelope(type_: str, bodies: Sequence[Mapping[str, Any]]) -> bytes:
     return bytes(msgpack.packb({"v": SCHEMA_VERSION, "type": type_, "events": list(bodies)}))
 
 
-def encode_columns(type_: str, n: int, columns: Mapping[str, Cells]) -> bytes:
+def encode_columns(type_: str, n: int, columns: Mapping[str, object]) -> bytes:
     """A columnar envelope of `n` rows; `type_` is `impression_columns` or `click_columns`.
 
     Integer arrays become int64, other arrays float32, sequences of strings blob and offsets; a
@@ -102,7 +100,7 @@ def encode_watermark(ts_ms: int) -> bytes:
     return encode_event("watermark", {"ts_ms": ts_ms})
 
 
-def _cells(column: Cells) -> object:
+def _cells(column: object) -> object:
     if isinstance(column, np.ndarray):
         if column.dtype.kind in "iub":
             return column.astype("<i8").tobytes()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import jsonschema
+import msgpack
 import numpy as np
 import pytest
 
@@ -21,6 +23,7 @@ from stream.codec_write import (
     item_body,
 )
 from stream.columns import EventKind
+from stream.event_schemas import schemas
 from stream.events import TopicRole
 from stream.keys import ints_of_keys, key_of_str, keys_of_ints
 from stream.records import RecordBatch, TopicPartition
@@ -208,3 +211,9 @@ def test_items_are_read() -> None:
     (gone,) = decode_items(batch_of("items"))
     assert isinstance(gone, ItemEvent)
     assert (gone.item.item_id, gone.item.deleted) == ("a", True)
+
+
+@pytest.mark.parametrize("name", sorted(set(GOLDEN) - {"click_columns", "impression_columns"}))
+def test_they_fit_the_published_schema(name: str) -> None:
+    """Columnar forms hold bytes, which JSON has not."""
+    jsonschema.validate(msgpack.unpackb(bytes.fromhex(GOLDEN[name])), schemas()[name])
