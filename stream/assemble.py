@@ -26,9 +26,18 @@ class Assembler:
     """Builds the MiniBatches of one configuration."""
 
     def __init__(
-        self, plan: FeaturePlan, items: ItemTable, policy: LabelPolicy | None = None
+        self,
+        plan: FeaturePlan,
+        items: ItemTable,
+        policy: LabelPolicy | None = None,
+        *,
+        compact: bool = False,
     ) -> None:
-        """`policy` turns facts into rows; the default waits for all windows."""
+        """`policy` turns facts into rows; the default waits for all windows.
+
+        `compact`: batches bring a content table of their own rows, for a learner on a device.
+        """
+        self._compact = compact
         self._plan = plan
         self._items = items
         self._policy = policy or WindowPolicy()
@@ -98,7 +107,7 @@ class Assembler:
         return bags
 
     def _content(self, s: Samples) -> ContentRows:
-        found = self._items.lookup(s.item_n, s.history_nL)
+        found = self._items.lookup(s.item_n, s.history_nL, compact=self._compact)
         return ContentRows(
             table_VC=torch.from_numpy(found.table_VC),
             target_B=torch.from_numpy(found.target_B),

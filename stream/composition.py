@@ -83,7 +83,9 @@ def compose(config: Config, store_path: Path | None, *, span: Span = no_span) ->
         )
     except ValueError as error:
         raise InputError(f"[ranker]: {error}") from error
-    pipeline = OnlinePipeline(feature_plan, learner, items, span=span)
+    device = getattr(learner, "device", None)
+    on_device = device is not None and device.type != "cpu"
+    pipeline = OnlinePipeline(feature_plan, learner, items, span=span, on_device=on_device)
     return Composition(
         config=config, plan=feature_plan, store=store, embedder=embedder, pipeline=pipeline
     )

@@ -73,8 +73,9 @@ class StreamConfig:
     idle_ms: int = 30_000
     timezone_offset_minutes: int = 0
     max_slice_events: int = 4_096
-    buffered_max: int = 200_000
+    buffered_max: int = 20_000
     open_max: int = 2_000_000
+    ids_max: int = 20_000_000
     users_max: int = 5_000_000
     items_max: int = 5_000_000
     counters_max: int = 20_000_000
@@ -84,8 +85,10 @@ class StreamConfig:
         for name in ("lateness_ms", "linger_ms", "dedup_horizon_ms", "max_future_ms"):
             if getattr(self, name) < 0:
                 raise ValueError(f"stream.{name} must not be negative")
-        for name in ("batch_size", "max_jump_ms", "idle_ms", "max_slice_events", "buffered_max",
-                     "open_max", "users_max", "items_max", "counters_max"):  # fmt: skip
+        for name in (
+            *("batch_size", "max_jump_ms", "idle_ms", "max_slice_events", "buffered_max"),
+            *("open_max", "ids_max", "users_max", "items_max", "counters_max"),
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"stream.{name} must be at least 1")
 

@@ -82,7 +82,7 @@ class FeaturePlan:
         decayed = [p.config.half_life_hours for p in self.counters if p.decayed >= 0]
         return kernels.Params(
             lateness_ms=s.lateness_ms, window_ms=c.window_ms, horizon_ms=s.dedup_horizon_ms,
-            linger_ms=s.linger_ms, batch_size=s.batch_size, open_max=s.open_max,
+            linger_ms=s.linger_ms, batch_size=s.batch_size, open_max=s.open_max, ids_max=s.ids_max,
             users_max=s.users_max, counters_max=s.counters_max, items_max=s.items_max,
             bucket_ms=BUCKET_MS,
             windows_ms=np.array([label.window_ms for label in c.label.values()], np.int64),

@@ -34,8 +34,8 @@ SEEN_DONE = -1
     CLOCK, FLOOR, ADMITTED, N_FREE, N_HEAP, N_FRESH, N_OUT, N_PENDING, FORGET_HEAD, FORGET_TAIL,
     N_SEEN, N_USERS, N_USER_COUNTERS, N_GLOBAL_COUNTERS, N_ITEMS, FIRST_SETTLE, DUPLICATES,
     TOO_LATE_IMPRESSIONS, LATE_IMPRESSIONS, OVERFLOW_USERS, OVERFLOW_COUNTERS,
-    EVICTED, OPEN_COUNT, WAITING, SCALARS,
-) = range(25)  # fmt: skip
+    EVICTED, OPEN_COUNT, WAITING, FORCED_FORGETS, SCALARS,
+) = range(26)  # fmt: skip
 
 # Places in a row of `tallies` (one row a click kind; the last row is for unknown kinds).
 (
@@ -137,6 +137,7 @@ class Params(NamedTuple):
     linger_ms: int
     batch_size: int
     open_max: int
+    ids_max: int
     users_max: int
     counters_max: int
     items_max: int
@@ -306,14 +307,21 @@ def remember(queues: Queues, key: int, value: int, until: int) -> None:
 
 
 @njit(cache=True, nogil=True)
-def forget(queues: Queues, watermark: int) -> None:
-    """Drop ids whose time is over; an early click among them is an orphan (rule 11)."""
+def forget(queues: Queues, watermark: int, p: Params) -> None:
+    """Drop ids whose time is over; an early click among them is an orphan (rule 11).
+
+    Where there are too many ids the oldest go before their time, and the floor rises above them:
+    what could be a duplicate of them is then too late.
+    """
     s = queues.scalars
     ring = queues.forget
     while s[FORGET_HEAD] < s[FORGET_TAIL]:
         head = s[FORGET_HEAD] & (ring.shape[0] - 1)
         if ring[head, 1] >= watermark:
-            break
+            if s[N_SEEN] < p.ids_max:
+                break
+            s[FORCED_FORGETS] += 1
+            s[FLOOR] = max(s[FLOOR], ring[head, 1] - p.window_ms - p.horizon_ms + 1)
         place = find(queues.seen, ring[head, 0])
         value = queues.seen[place, 1]
         if 0 < value < OPEN_SLOT:
@@ -626,7 +634,7 @@ def advance(
             watermark = s[CLOCK] - p.lateness_ms
             s[FLOOR] = max(s[FLOOR], watermark - p.window_ms - p.horizon_ms)
             if s[FORGET_HEAD] < s[FORGET_TAIL]:
-                forget(queues, watermark)
+                forget(queues, watermark, p)
         if s[N_PENDING] == 0:
             watermark = s[CLOCK] - p.lateness_ms
             if settle(queues, opened, counters, watermark, p) == BATCH:

@@ -33,6 +33,8 @@ from stream.records import RecordBatch, TopicPartition
 from stream.samples import Samples
 from stream.sequencer import DeadLetter, Released, Sequencer
 
+UNKNOWN_FIELDS_MAX = 1_000
+
 Span = Callable[[str], AbstractContextManager[Any]]
 
 
@@ -60,9 +62,18 @@ class OnlinePipeline:
     """The stages, wired once. One thread calls all of it."""
 
     def __init__(
-        self, plan: FeaturePlan, learner: Learner, items: ItemTable, *, span: Span = no_span
+        self,
+        plan: FeaturePlan,
+        learner: Learner,
+        items: ItemTable,
+        *,
+        span: Span = no_span,
+        on_device: bool = False,
     ) -> None:
-        """Empty state; `assign` says which partitions there are."""
+        """Empty state; `assign` says which partitions there are.
+
+        `on_device`: the learner's weights are not in this process's memory, but on a GPU.
+        """
         stream, topics = plan.config.stream, plan.config.topics
         self.plan, self.learner, self.items = plan, learner, items
         self._span = span
@@ -72,7 +83,7 @@ class OnlinePipeline:
         self.sequencer = Sequencer(max_jump_ms=stream.max_jump_ms, buffered_max=stream.buffered_max)
         self.join = JoinState(plan.shape, plan.params())
         self._keys = EventKeys(plan, items)
-        self._assembler = Assembler(plan, items)
+        self._assembler = Assembler(plan, items, compact=on_device)
         self.ledger = Ledger()
         self.metrics = ProgressiveMetrics()
         self.counts: dict[str, int] = {
@@ -170,6 +181,8 @@ class OnlinePipeline:
         decoder = self._impressions if self._topics[batch.tp.topic] == 0 else self._clicks
         columns = decoder.decode(batch)
         for name, n in columns.unknown_fields.items():
+            if name not in self.unknown_fields and len(self.unknown_fields) >= UNKNOWN_FIELDS_MAX:
+                continue
             self.unknown_fields[name] = self.unknown_fields.get(name, 0) + n
         self.sequencer.push(batch, columns)
 

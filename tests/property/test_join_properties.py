@@ -250,3 +250,17 @@ def test_nothing_gets_lost(seed: int, open_max: int) -> None:
     assert len(set(keys.tolist())) == len(keys)
     free = s[k.N_FREE] + s[k.OPEN_COUNT] + s[k.N_OUT]
     assert free == len(pipeline.join.opened.key)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10**9), ids_max=st.integers(5, 60))
+def test_a_full_memory_of_ids_never_lets_a_duplicate_through(seed: int, ids_max: int) -> None:
+    """Ids that go before their time raise the floor: too late, but never learned twice."""
+    log, _ = random_log(seed, 60)
+    pipeline = run(small_config(ids_max=ids_max), log)
+    keys = np.concatenate([b.key_n for b in pipeline.batches] or [np.zeros(0, np.int64)])
+    assert len(set(keys.tolist())) == len(keys)
+    s = pipeline.join.queues.scalars
+    if s[k.FORCED_FORGETS]:
+        assert s[k.FLOOR] > 0
+        assert s[k.N_SEEN] <= max(ids_max, 60)
