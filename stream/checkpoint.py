@@ -89,17 +89,22 @@ class Checkpointer:
         self.store.copy_linked(ref, VECTORS, target, link_suffixes=(".sst", ".blob"))
         return ()
 
+    @staticmethod
+    def check(found: Restored, config: Config) -> None:
+        """Raise InputError with a list where the snapshot's configuration does not fit."""
+        different = misfits(found.meta["config"], config) if found.ref is not None else []
+        if different:
+            raise InputError(
+                f"snapshot {found.ref} does not fit this configuration:\n  "
+                + "\n  ".join(different)
+                + "\nuse the snapshot's configuration, or another snapshot directory"
+            )
+
     def restore(self, found: Restored, composition: Composition) -> Restored:
         """Bring the pipeline to the snapshot; raises InputError with a list where it cannot fit."""
         notes = list(found.notes)
+        self.check(found, composition.config)
         if found.ref is not None:
-            different = misfits(found.meta["config"], composition.config)
-            if different:
-                raise InputError(
-                    f"snapshot {found.ref} does not fit this configuration:\n  "
-                    + "\n  ".join(different)
-                    + "\nuse the snapshot's configuration, or another snapshot directory"
-                )
             parts, _ = self.store.load(found.ref, verified=True)
             try:
                 composition.pipeline.apply(parts)
@@ -146,6 +151,7 @@ class Checkpointer:
             "clock_ms": pipeline.join.clock_ms,
             "watermark_ms": pipeline.join.clock_ms - pipeline.plan.config.stream.lateness_ms,
             "open": pipeline.join.scalar(k.OPEN_COUNT),
+            "idle_advances": pipeline.sequencer.idle_advances,
             **(extra or {}),
         }
         taken = self._writer.submit(

@@ -175,7 +175,8 @@ class Sequencer:
         clock_n = self._clocks(p, columns)
         key_n = clock_n << _CLOCK_SHIFT | p.rank << _RANK_SHIFT | p.number
         chunk = _Chunk(batch, columns, clock_n, key_n)
-        if p.position.index and not p.chunks and batch.offset_n[0] == p.position.next_offset:
+        # A partition may have gaps: the record that was begun is the first from there on.
+        if p.position.index and not p.chunks and batch.offset_n[0] >= p.position.next_offset:
             first = (columns.record_n == 0) & (columns.index_n < p.position.index)
             chunk.taken = int(np.count_nonzero(first))
             chunk.rejected_taken = int(

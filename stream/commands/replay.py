@@ -150,7 +150,7 @@ def command(  # one parameter an option
     options = ReplayConfig(logs=logs, report=report, snapshot_every=snapshot_every, resume=resume)
     replay = Replay(config, options)
     for damage in replay.restored.damaged:
-        click.echo(f"damaged snapshot: {damage}", err=True)
+        click.echo(f"damaged {damage}; an earlier one is used", err=True)
     for note in replay.restored.notes:
         click.echo(note, err=True)
     with Progress(

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import datetime as dt
-import importlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import click
 from rich.console import Console
@@ -88,16 +87,20 @@ def verify(*, folder: Path, name: str, every: bool, logs: tuple[Path, ...], as_j
     store = _store(folder)
     refs = store.refs() if every else [store.find(name)]
     result: dict[str, list[str]] = {str(ref): [str(d) for d in store.verify(ref)] for ref in refs}
+    sound = "valid"
     if logs:
-        prove = _prover()
+        sound = "valid; each sample of the logs was learned exactly once"
+        # Here, because it brings the pipeline and with it torch: seconds.
+        from stream.ledger_check import verify_against
+
         for ref in refs:
             if not result[str(ref)]:
-                result[str(ref)] += prove(store.manifest(ref).meta, logs)
+                result[str(ref)] += verify_against(store.manifest(ref).meta, logs)
     if as_json:
         click.echo(json.dumps({"snapshots": result}, indent=2))
     else:
         for text, problems in result.items():
-            click.echo(f"snapshot {text}: {'damaged' if problems else 'valid'}")
+            click.echo(f"snapshot {text}: {'not valid' if problems else sound}")
             for problem in problems:
                 click.echo(f"  {problem}")
     return EXIT_DAMAGED if any(result.values()) else 0
@@ -108,11 +111,6 @@ def _store(folder: Path) -> SnapshotStore:
     if not store.epochs.is_dir():
         raise InputError(f"'{folder}': expected a snapshot store (a folder with 'epochs/' in it)")
     return store
-
-
-def _prover() -> Callable[[Mapping[str, Any], Sequence[Path]], list[str]]:
-    function = importlib.import_module("stream.ledger").verify_against
-    return cast("Callable[[Mapping[str, Any], Sequence[Path]], list[str]]", function)
 
 
 def _row(store: SnapshotStore, ref: SnapshotRef) -> dict[str, Any]:

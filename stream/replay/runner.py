@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from stream.positions import Position, record_hash
 from stream.prediction_log import PredictionLog
 from stream.record_log import RecordLog, RecordLogUnusable
 from stream.records import RecordBatch, TopicPartition
+from stream.sequencer import DeadLetter
 
 CHUNK_RECORDS = 4_096
 
@@ -53,6 +54,7 @@ class ReplayResult:
     events_run: int
     snapshots: int
     source_ids: list[str] = field(default_factory=list)
+    items_rejected_by_reason: dict[str, int] = field(default_factory=dict)
 
 
 class Replay:
@@ -63,28 +65,49 @@ class Replay:
         self._options = options
         self._logs = [_opened(path) for path in options.logs]
         _check_partitions(self._logs, config)
+        _make_folder(options.report)
         vectors = options.report / "vectors"
-        options.report.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(vectors, ignore_errors=True)
         self._checkpoints: Checkpointer | None = None
         found = Restored(ref=None)
         if options.snapshot_every or options.resume:
             self._checkpoints = Checkpointer(options.report / "snapshots", options.report)
             if options.resume:
                 found = self._checkpoints.find()
+                self._checkpoints.check(found, config)  # before the store, which tells less
             notes = self._checkpoints.prepare_vectors(found.ref, vectors)
             found = Restored(ref=found.ref, meta=found.meta, damaged=found.damaged, notes=notes)
         self._composition = compose(config, vectors)
+        try:
+            self.restored = self._restore(found)
+        except BaseException:
+            self._composition.close()
+            raise
         self._intake = ItemIntake(self._composition.pipeline.items, self._composition.embedder)
-        self._log = PredictionLog(options.report, self._composition.plan.spec.trained_column)
-        self._log.truncate(int(found.meta.get("prediction_parts", 0)))
-        if self._checkpoints is not None:
-            found = self._checkpoints.restore(found, self._composition)
-            self._checkpoints.claim(found.ref)
-        self.restored = found
+        self._items_rejected: dict[str, int] = dict(self.restored.meta.get("items_rejected", {}))
+        self._refused_before: dict[str, int] = dict(self.restored.meta.get("items_refused_to", {}))
+        self._refused_to = dict(self._refused_before)
         self._first_impression_s = 0.0
         self._events_run = 0
         self._ends: dict[TopicPartition, int] = {}
+
+    def _restore(self, found: Restored) -> Restored:
+        """Bring pipeline and prediction log to the snapshot, and claim an epoch below it."""
+        if self._checkpoints is not None:
+            found = self._checkpoints.restore(found, self._composition)
+        positions = list(self._composition.pipeline.positions().values())
+        held = {p.source_id for p in positions}
+        for log in self._logs:
+            if log.source_id in held:
+                _check_positions(log, positions)
+        if held and not any(log.source_id in held for log in self._logs):
+            note = "none of the logs is the snapshot's: positions start anew, state goes on"
+            found = replace(found, notes=(*found.notes, note))
+        column = self._composition.plan.spec.trained_column
+        self._log = PredictionLog(self._options.report, column)
+        self._log.truncate(int(found.meta.get("prediction_parts", 0)))
+        if self._checkpoints is not None:
+            self._checkpoints.claim(found.ref)
+        return found
 
     def run(self, progress: Callable[[int, int], None] | None = None) -> ReplayResult:
         """Replay all logs; `progress` is told (records done, records in all)."""
@@ -102,6 +125,10 @@ class Replay:
             if self._checkpoints is not None:
                 self._snapshot(final=True)
             self._take(pipeline.finish())
+            predictions = self._log.finish(keep_parts=self._checkpoints is not None)
+        except BaseException:
+            composition.close()
+            raise
         finally:
             if self._checkpoints is not None:
                 self._checkpoints.close()
@@ -109,7 +136,7 @@ class Replay:
         first = self._first_impression_s or started
         return ReplayResult(
             composition=composition,
-            predictions=self._log.finish(keep_parts=self._checkpoints is not None),
+            predictions=predictions,
             restored=self.restored,
             seconds=ended - started,
             from_first_impression_s=ended - first,
@@ -117,6 +144,7 @@ class Replay:
             events_run=self._events_run,
             snapshots=self._checkpoints.taken if self._checkpoints else 0,
             source_ids=[log.source_id for log in self._logs],
+            items_rejected_by_reason=self._items_rejected,
         )
 
     def _remaining_logs(self) -> Any:
@@ -124,18 +152,16 @@ class Replay:
         pipeline = self._composition.pipeline
         held = {p.source_id for p in pipeline.positions().values()}
         names = [log.source_id for log in self._logs]
-        start = next((i for i, name in enumerate(names) if name in held), None)
-        if held and start is None:
-            start = 0  # another day: model and user state go on, positions start anew
-        for log in self._logs[start or 0 :]:
+        # The last one that is held: partitions that it does not have stay where they ended. None
+        # held is another day: model and user state go on, positions start anew.
+        start = max((i for i, name in enumerate(names) if name in held), default=0)
+        for log in self._logs[start:]:
             positions = [
                 Position(source_id=log.source_id, topic=tp.topic, partition=tp.partition)
                 for tp in log.topic_partitions
                 if tp.topic in pipeline.topics
             ]
-            if log.source_id in held:
-                _check_positions(log, list(pipeline.positions().values()))
-            elif pipeline.positions():
+            if log.source_id not in held and pipeline.positions():
                 pipeline.drain()
                 pipeline.rebase(positions)
             pipeline.assign(positions)
@@ -150,9 +176,9 @@ class Replay:
         mine: list[RecordBatch] = []
         for batch in batches:
             if batch.tp.topic == topics.item_vectors:
-                self._intake.vectors(log.source_id, [batch])
+                self._refuse(log, self._intake.vectors(log.source_id, [batch]))
             elif batch.tp.topic == topics.items and topics.item_vectors not in log.partitions:
-                self._intake.items(log.source_id, [batch])
+                self._refuse(log, self._intake.items(log.source_id, [batch]))
             elif batch.tp.topic in pipeline.topics:
                 rest = from_offset(batch, pipeline.positions()[batch.tp].next_offset)
                 if len(rest):
@@ -163,6 +189,16 @@ class Replay:
         self._take(pipeline.process(mine, 0, finished=finished))
         if self._checkpoints is not None and self._options.snapshot_every:
             self._snapshot(final=False)
+
+    def _refuse(self, log: RecordLog, letters: Sequence[DeadLetter]) -> None:
+        """Count unusable item records, those before the snapshot not again."""
+        for letter in letters:
+            place = f"{log.source_id}/{letter.tp.topic}/{letter.tp.partition}"
+            if letter.offset <= self._refused_before.get(place, -1):
+                continue
+            self._refused_to[place] = letter.offset
+            n = self._items_rejected.get(letter.reason, 0)
+            self._items_rejected[letter.reason] = n + 1
 
     def _take(self, report: PipelineReport) -> None:
         self._events_run += report.events
@@ -175,7 +211,12 @@ class Replay:
         if not final and not checkpoints.due(composition):
             return
         checkpoints.wait(composition)
-        checkpoints.take(composition, {"prediction_parts": self._log.flush()})
+        extra = {
+            "prediction_parts": self._log.flush(),
+            "items_rejected": dict(self._items_rejected),
+            "items_refused_to": dict(self._refused_to),
+        }
+        checkpoints.take(composition, extra)
         if final:
             checkpoints.wait(composition)
 
@@ -189,6 +230,17 @@ def from_offset(batch: RecordBatch, offset: int) -> RecordBatch:
         tp=batch.tp, offset_n=batch.offset_n[first:], timestamp_ms_n=batch.timestamp_ms_n[first:],
         keys=batch.keys[first:], values=batch.values[first:],
     )  # fmt: skip
+
+
+def _make_folder(report: Path) -> None:
+    """The report folder, without the item vectors of an earlier run."""
+    try:
+        report.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(report / "vectors", ignore_errors=True)
+    except OSError as error:
+        raise InputError(
+            f"report directory '{report}': cannot be written ({error.strerror})"
+        ) from error
 
 
 def _opened(path: Path) -> RecordLog:

@@ -74,8 +74,8 @@ def test_an_unknown_snapshot_is_two(store, capsys):
 
 
 def test_against_a_log_asks_the_ledger(store, monkeypatch, capsys):
-    module = types.ModuleType("stream.ledger")
+    module = types.ModuleType("stream.ledger_check")
     module.verify_against = lambda meta, logs: [f"{meta['seed']} {logs[0].name}"]
-    monkeypatch.setitem(sys.modules, "stream.ledger", module)
+    monkeypatch.setitem(sys.modules, "stream.ledger_check", module)
     assert run("verify", store.folder, "1/1", "--against", "a.parquet") == 1
     assert "7 a.parquet" in capsys.readouterr().out
