@@ -13,7 +13,7 @@ from torch import Tensor, nn
 class AdamConfig:
     """Adam's constants (Kingma and Ba 2015)."""
 
-    lr: float = 1.2e-3
+    lr: float = 3e-3
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8

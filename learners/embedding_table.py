@@ -21,7 +21,7 @@ from learners.sparse_optim import rowwise_adagrad_, segment_sum
 class TableConfig:
     """Learning rate and start of rows; sightings in bags; bounds of the bookkeeping."""
 
-    lr: float = 0.01
+    lr: float = 0.02
     eps: float = 1e-8
     init_sigma: float = 0.02
     admit_from_bags: bool = True
