@@ -40,6 +40,7 @@ SHELLS = (
     "stream.event_schemas",
     "stream.importers",
     "stream.kafka",
+    "stream.ledger_check",
     "stream.metrics",
     "stream.prediction_log",
     "stream.record_log",
