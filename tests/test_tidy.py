@@ -21,6 +21,7 @@ SHELLS = (
     "embeddings.vector_store",
     "infra.broker_process",
     "infra.clock",
+    "infra.demo",
     "infra.config",
     "infra.config_text",
     "infra.errors",
@@ -36,7 +37,7 @@ SHELLS = (
     "stream.cli",
     "stream.commands",
     "stream.composition",
-    "stream.engine",
+    "stream.demo",
     "stream.event_schemas",
     "stream.importers",
     "stream.kafka",
@@ -50,8 +51,8 @@ SHELLS = (
 )
 DATA_SET = "kuai" + "rand"
 DATA_SET_PLACES = re.compile(
-    rf"(stream/importers/{DATA_SET}\.py|stream/commands/(import_|demo)\.py|infra/presets/{DATA_SET}"
-    rf"[a-z0-9_-]*\.toml|infra/demo/.*|docs/.*|tests/.*|README\.md|NOTICE|CHANGELOG\.md"
+    rf"(stream/importers/{DATA_SET}\.py|stream/commands/(import_|demo)\.py|infra/presets/({DATA_SET}"
+    rf"[a-z0-9_-]*|default)\.toml|infra/demo/.*|docs/.*|tests/.*|README\.md|NOTICE|CHANGELOG\.md"
     rf"|CONTRIBUTING\.md|stream/demo/.*|\.gitignore)"
 )
 # Written in pieces, so that this file does not find itself.

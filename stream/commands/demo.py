@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from infra.demo import DATA_SET, EVALUATE_FROM, PRESET, SLICE
 from infra.errors import FaultError, InputError
 from stream.commands.replay import table_of
 from stream.demo import Demo, DemoConfig, DemoResult, Told
-
-BUNDLED = Path(__file__).parents[2] / "infra" / "demo"
 
 
 @click.command("demo")
@@ -36,17 +34,16 @@ def command(
     Items are sent first and embedded; then the events are streamed as fast as the worker takes
     them. It ends by itself and compares the run with a replay of the same log.
     """
-    bundle = tomllib.loads((BUNDLED / "demo.toml").read_text())
     arguments = [word for text in overrides for word in ("--set", text)]
-    arguments += ["--config", config_file or bundle["preset"]]
+    arguments += ["--config", config_file or PRESET]
     _clear(folder)
     config = DemoConfig(
-        data=BUNDLED / bundle["data"],
-        data_set=bundle["data_set"],
+        data=SLICE,
+        data_set=DATA_SET,
         folder=folder,
         broker=broker,
         arguments=tuple(arguments),
-        evaluate_from=bundle["evaluate_from"],
+        evaluate_from=EVALUATE_FROM,
     )
     if not broker:
         click.echo("embedded broker: in memory, for trying out", err=True)
