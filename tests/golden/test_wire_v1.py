@@ -9,6 +9,7 @@ import msgpack
 import numpy as np
 import pytest
 
+from embeddings.vector_codec import ItemVector, decode_item_vector, encode_item_vector
 from stream.codec import ClickDecoder, DecodeSpec, DenseSource, IdSource, ImpressionDecoder
 from stream.codec_items import ItemEvent, decode_items
 from stream.codec_write import (
@@ -70,6 +71,11 @@ GOLDEN = {
         "83a17601a474797065a56974656d73a66576656e74739184a76974656d5f6964a161a574735f6d73"
         "cf000001802ba9f400aa6174747269627574657380a764656c65746564c3"
     ),
+    "item_vector": (
+        "89a17601a474797065ab6974656d5f766563746f72a76974656d5f696409a574735f6d73"
+        "cf000001802ba9f400aa6174747269627574657381a374616791a161a7656e636f646572a26531"
+        "a56474797065a7666c6f61743136a364696d02a464617461c404003c00c0"
+    ),
 }
 
 WRITERS: dict[str, Callable[[], bytes]] = {
@@ -119,6 +125,9 @@ WRITERS: dict[str, Callable[[], bytes]] = {
     ),
     "watermark": lambda: encode_watermark(T),
     "item": lambda: encode_item(item_id=9, ts_ms=T, attributes={"tag": ["a", "b"]}),
+    "item_vector": lambda: encode_item_vector(
+        item_id=9, ts_ms=T, encoder="e1", vector=np.array([1.0, -2.0]), attributes={"tag": ["a"]}
+    ),
     "items": lambda: encode_envelope("items", [item_body(item_id="a", ts_ms=T, deleted=True)]),
 }
 
@@ -213,7 +222,17 @@ def test_items_are_read() -> None:
     assert (gone.item.item_id, gone.item.deleted) == ("a", True)
 
 
-@pytest.mark.parametrize("name", sorted(set(GOLDEN) - {"click_columns", "impression_columns"}))
+def test_item_vectors_are_read() -> None:
+    item = decode_item_vector(bytes.fromhex(GOLDEN["item_vector"]))
+    assert isinstance(item, ItemVector)
+    assert (item.item_id, item.encoder, item.attributes) == (9, "e1", {"tag": ["a"]})
+    assert item.vector().tolist() == [1.0, -2.0]
+
+
+HOLDS_BYTES = {"click_columns", "impression_columns", "item_vector"}
+
+
+@pytest.mark.parametrize("name", sorted(set(GOLDEN) - HOLDS_BYTES))
 def test_they_fit_the_published_schema(name: str) -> None:
-    """Columnar forms hold bytes, which JSON has not."""
+    """Bytes are left out, as JSON has none."""
     jsonschema.validate(msgpack.unpackb(bytes.fromhex(GOLDEN[name])), schemas()[name])
