@@ -48,6 +48,7 @@ SHELLS = (
     "stream.replay",
     "stream.scoring",
     "stream.validate",
+    "stream.warm_up",
 )
 DATA_SET = "kuai" + "rand"
 DATA_SET_PLACES = re.compile(

@@ -44,6 +44,7 @@ def command(
     from stream.kafka.logs import set_up_logs
     from stream.kafka.settings import ShellConfig, with_broker
     from stream.kafka.worker import run_worker
+    from stream.warm_up import warm_up
 
     if role is not None:
         raise InputError(f"--role {role}: split roles are not built; run `millrace worker` alone")
@@ -62,6 +63,7 @@ def command(
     maker = engine_maker(
         config, folder, predictions=predictions, note=lambda line: click.echo(line, err=True)
     )
+    warm_up(config)
     run_worker(shell, maker, idle_ms=config.stream.idle_ms, new_log=new_log)
     click.echo(f"stopped; snapshots are in {folder}")
 
