@@ -10,7 +10,6 @@ from dataclasses import replace
 
 import numpy as np
 
-
 from stream.codec_write import click_body, encode_event, encode_key, impression_body, item_body
 from stream.composition import compose
 from stream.config import Config
