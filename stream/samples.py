@@ -66,7 +66,7 @@ class Samples:
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
         """Samples of `to_bytes`; raises ValueError for another version."""
-        value = msgpack.unpackb(data, max_buffer_size=1 << 31)
+        value = msgpack.unpackb(data)
         if value.pop("v") != VERSION:
             raise ValueError(f"samples: expected version {VERSION}")
         out: dict[str, Any] = {"settle_ms": value.pop("settle_ms")}
