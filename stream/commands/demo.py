@@ -15,7 +15,7 @@ from rich.table import Table
 
 from infra.demo import DATA_SET, EVALUATE_FROM, PRESET, SLICE
 from infra.errors import FaultError, InputError
-from stream.commands.replay import table_of
+from stream.commands.replay import table_of, wide_console
 from stream.demo import Demo, DemoConfig, DemoResult, Told
 
 
@@ -52,7 +52,7 @@ def command(
         TimeRemainingColumn(), console=Console(stderr=True), disable=not sys.stderr.isatty(),
     ) as bar:  # fmt: skip
         result = Demo(config, _Shown(bar)).run()
-    show(result, Console())
+    show(result, wide_console())
     if result.differences:
         raise FaultError(f"the run differs from its replay in {', '.join(result.differences)}")
 

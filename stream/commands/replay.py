@@ -95,6 +95,11 @@ def full_report(
     }
 
 
+def wide_console() -> Console:
+    """A console for tables: as wide as the terminal, or 100 columns where there is none."""
+    return Console(width=None if sys.stdout.isatty() else 100)
+
+
 def table_of(report: dict[str, Any]) -> Table:
     """The metrics by day and over the evaluated span, for a person."""
     at = report["predict_at"]
@@ -164,7 +169,7 @@ def command(  # one parameter an option
     finally:
         result.composition.close()
     write_json(report / "report.json", content)
-    Console().print(table_of(content))
+    wide_console().print(table_of(content))
     click.echo(
         f"{content['samples']:,} samples from {content['events']:,} events, "
         f"{content['duplicates']:,} duplicates dropped, {content['rejected']:,} rejected; "
