@@ -35,7 +35,7 @@ class Fields(Protocol):
         ...
 
 
-def filled(  # the columns that all forms have
+def filled(
     spec: DecodeSpec,
     fields: Fields,
     *,

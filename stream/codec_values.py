@@ -172,7 +172,7 @@ def _cached_keys(values: Sequence[Any], cache: KeyCache, bad: Bad, name: str) ->
         return keys
 
 
-def multi_keys(  # one column's whole description
+def multi_keys(
     values: Sequence[Any], length: int, salt: np.int64, cache: KeyCache, bad: Bad, name: str
 ) -> I64:
     """Salted keys int64 [n, length] of lists (or single values), None left out, 0 padded."""

@@ -89,7 +89,7 @@ class RecordLogWriter:
             "ordered": ordered,
         }
         self._schema = pa.schema(_FIELDS, metadata={_META_KEY: msgpack.packb(header)})
-        self._rows: list[LogRecord] = []
+        self._columns: tuple[list[Any], ...] = tuple([] for _ in _FIELDS)
         self._bytes = 0
         self._writer: pq.ParquetWriter | None = None
 
@@ -99,7 +99,7 @@ class RecordLogWriter:
         self._writer = pq.ParquetWriter(self._temporary, self._schema, compression="zstd")
         return self
 
-    def write(  # the six columns of a record
+    def write(
         self,
         topic: str,
         partition: int,
@@ -114,9 +114,11 @@ class RecordLogWriter:
         if offset < self._next_offset.get((topic, partition), 0):
             raise ValueError(f"record log: offset {offset} of {topic}/{partition} does not rise")
         self._next_offset[topic, partition] = offset + 1
-        self._rows.append(LogRecord(topic, partition, offset, timestamp_ms, key, value))
+        record = (topic, partition, offset, timestamp_ms, key, value)
+        for column, cell in zip(self._columns, record, strict=True):
+            column.append(cell)
         self._bytes += len(value or b"") + len(key or b"")
-        if len(self._rows) >= GROUP_ROWS or self._bytes >= GROUP_BYTES:
+        if len(self._columns[0]) >= GROUP_ROWS or self._bytes >= GROUP_BYTES:
             self._flush()
 
     def __exit__(
@@ -140,16 +142,17 @@ class RecordLogWriter:
 
     def _flush(self) -> None:
         assert self._writer is not None
-        if not self._rows:
+        if not self._columns[0]:
             return
-        columns = zip(*self._rows, strict=True)
         arrays = [
-            pa.array(column, field.type) for column, field in zip(columns, _FIELDS, strict=True)
+            pa.array(column, field.type)
+            for column, field in zip(self._columns, _FIELDS, strict=True)
         ]
         self._writer.write_table(
             pa.Table.from_arrays(arrays, schema=self._schema), row_group_size=GROUP_ROWS
         )
-        self._rows.clear()
+        for column in self._columns:
+            column.clear()
         self._bytes = 0
 
 

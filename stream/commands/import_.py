@@ -29,7 +29,7 @@ def command() -> None:
 @click.option("--from", "from_", metavar="TIME", help="First impression (ISO 8601, UTC).")
 @click.option("--to", metavar="TIME", help="End of the impressions, itself not included.")
 @click.option("--json", "as_json", is_flag=True, help="Print the counts as JSON.")
-def kuairand(  # one parameter an option
+def kuairand(
     *, source: Path, out: Path, partitions: int, envelope: int, from_: str | None, to: str | None,
     as_json: bool,
 ) -> None:  # fmt: skip
