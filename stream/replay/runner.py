@@ -196,7 +196,7 @@ class Replay:
             place = f"{log.source_id}/{letter.tp.topic}/{letter.tp.partition}"
             if letter.offset <= self._refused_before.get(place, -1):
                 continue
-            self._refused_to[place] = letter.offset
+            self._refused_to[place] = max(letter.offset, self._refused_to.get(place, -1))
             n = self._items_rejected.get(letter.reason, 0)
             self._items_rejected[letter.reason] = n + 1
 
