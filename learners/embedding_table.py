@@ -14,7 +14,7 @@ from infra.state import Part
 from learners.feature_spec import FeatureSpec, IdField
 from learners.id_kernels import I64, U8
 from learners.id_table import IdTable, KeyBlock, Plan, noise_of_keys
-from learners.sparse_optim import rowwise_adagrad_, segment_sum
+from learners.sparse_optim import rowwise_adagrad_, rowwise_adagrad_host_, segment_sum
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,12 +182,20 @@ class EmbeddingTable:
         assert plan is not None
         if len(plan.rows_U) == 0:
             return
+        c = self.config
+        if self.device.type == "cpu":
+            if ok:
+                rowwise_adagrad_host_(
+                    self.weight_RD, self.accumulator_R, plan.rows_U, plan.offsets_U,
+                    plan.sources_O, gradient_GD, lr=c.lr, eps=c.eps,
+                )  # fmt: skip
+            return
         gradient_UD = segment_sum(
             torch.where(ok, gradient_GD, 0.0), self._put(plan.sources_O), self._put(plan.offsets_U)
         )
         rowwise_adagrad_(
             self.weight_RD, self.accumulator_R, self._put(plan.rows_U), gradient_UD,
-            lr=self.config.lr, eps=self.config.eps,
+            lr=c.lr, eps=c.eps,
         )  # fmt: skip
 
     def expire(self, *, clock_ms: int, step: int) -> None:

@@ -35,11 +35,11 @@ class Moments:
     @torch.no_grad()
     def update(self, dense_BD: Tensor, counted_B: Tensor, ok: Tensor) -> None:
         """Add the rows with counted_B = 1, where `ok`; otherwise nothing changes."""
-        kept_B1 = (counted_B * ok).double().unsqueeze(1)
-        shifted_BD = (dense_BD.double() - self.mean_D) * kept_B1
-        n = self.n + kept_B1.sum()
-        shift_D = shifted_BD.sum(0) / n.clamp(min=1.0)
-        self.squares_D += shifted_BD.square().sum(0) - n * shift_D.square()
+        kept_B = (counted_B * ok).double()
+        shifted_BD = dense_BD.double() - self.mean_D
+        n = self.n + kept_B.sum()
+        shift_D = (kept_B @ shifted_BD) / n.clamp(min=1.0)
+        self.squares_D += kept_B @ shifted_BD.square_() - n * shift_D.square()
         self.mean_D += shift_D
         self.n = n
         self.refresh()

@@ -10,6 +10,10 @@ from torch.nn import functional
 
 from learners.feature_spec import FeatureSpec
 from learners.net_learner import NetInputs, NetLearner, StepConfig
+from learners.rankers.cross_mlp import CrossMlp
+
+WIDTH_MULTIPLE = 16
+"""The net's input is padded with zeros to a multiple of this: odd widths slow the products down."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,20 +40,6 @@ class IdContentConfig(StepConfig):
             )
 
 
-class CrossLayer(nn.Module):
-    """x0 * (V U x + b) + x: a low-rank cross layer of DCN v2 (Wang et al. 2021, eq. 2)."""
-
-    def __init__(self, width: int, rank: int) -> None:
-        super().__init__()
-        self.down = nn.Linear(width, rank, bias=False)
-        self.up = nn.Linear(rank, width)
-
-    def forward(self, x0_BX: Tensor, x_BX: Tensor) -> Tensor:
-        """The next layer's input, [B, X]."""
-        crossed: Tensor = self.up(self.down(x_BX))
-        return torch.addcmul(x_BX, x0_BX, crossed)
-
-
 class IdContentNet(nn.Module):
     """Residual logits from NetInputs; 0 for every input before the first update."""
 
@@ -68,20 +58,13 @@ class IdContentNet(nn.Module):
                 nn.Linear(spec.content_dim, p, bias=False) for _ in range(histories)
             )
             width += p * (1 + histories) + 1 + histories
-        self.cross = nn.ModuleList(
-            CrossLayer(width, config.cross_rank) for _ in range(config.cross_layers)
+        self.padding = -width % WIDTH_MULTIPLE
+        self.cross_mlp = CrossMlp(
+            width + self.padding,
+            layers=config.cross_layers,
+            rank=config.cross_rank,
+            hidden=config.hidden,
         )
-        layers: list[nn.Module] = []
-        wide = width
-        for n in config.hidden:
-            layers += [nn.Linear(wide, n), nn.ReLU()]
-            wide = n
-        self.mlp = nn.Sequential(*layers)
-        self.out_cross = nn.Linear(width, 1)
-        self.out_mlp = nn.Linear(wide, 1, bias=False)
-        nn.init.zeros_(self.out_cross.weight)
-        nn.init.zeros_(self.out_cross.bias)
-        nn.init.zeros_(self.out_mlp.weight)
 
     def forward(self, x: NetInputs) -> Tensor:
         """Residual logits, float32 [B]."""
@@ -89,12 +72,10 @@ class IdContentNet(nn.Module):
         parts += [p for table in x.pooled_BD for p in table]
         parts.append(x.dense_BD)
         parts += self._content(x)
-        x0_BX = torch.cat(parts, 1)
-        crossed_BX = x0_BX
-        for layer in self.cross:
-            crossed_BX = layer(x0_BX, crossed_BX)
-        logit_B1: Tensor = self.out_cross(crossed_BX) + self.out_mlp(self.mlp(x0_BX))
-        return logit_B1.squeeze(1)
+        if self.padding:
+            parts.append(x.dense_BD.new_zeros(len(x.dense_BD), self.padding))
+        logits_B: Tensor = self.cross_mlp(torch.cat(parts, 1))
+        return logits_B
 
     def _content(self, x: NetInputs) -> list[Tensor]:
         """Projections of the target's and the histories' vectors, their cosines, presence."""

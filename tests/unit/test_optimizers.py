@@ -9,7 +9,7 @@ from torch import nn
 
 from learners.dense_optim import AdamConfig, FlatAdam
 from learners.moments import Moments
-from learners.sparse_optim import rowwise_adagrad_, segment_sum
+from learners.sparse_optim import rowwise_adagrad_, rowwise_adagrad_host_, segment_sum
 
 YES, NO = torch.tensor(True), torch.tensor(False)
 
@@ -60,6 +60,22 @@ def test_duplicates_are_summed_before_they_are_squared():
     w, s = torch.zeros(1, 2), torch.zeros(1)
     rowwise_adagrad_(w, s, torch.tensor([0]), summed[:1], lr=0.1, eps=1e-8)
     assert s.item() == 17.0
+
+
+def test_host_form_is_the_torch_form():
+    rng = np.random.default_rng(0)
+    a, b = torch.randn(50, 6), torch.rand(50)
+    c, d = a.clone(), b.clone()
+    for _ in range(20):
+        g = torch.from_numpy(rng.normal(size=(40, 6)).astype(np.float32))
+        rows = np.sort(rng.choice(50, 9, replace=False))
+        offsets = np.concatenate(([0], np.sort(rng.choice(np.arange(1, 40), 8, replace=False))))
+        offsets, sources = offsets.astype(np.int32), rng.integers(0, 40, 40).astype(np.int32)
+        summed = segment_sum(g, torch.from_numpy(sources), torch.from_numpy(offsets))
+        rowwise_adagrad_(a, b, torch.from_numpy(rows), summed, lr=0.05, eps=1e-8)
+        rowwise_adagrad_host_(c, d, rows, offsets, sources, g, lr=0.05, eps=1e-8)
+    torch.testing.assert_close(a, c, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(b, d, atol=1e-5, rtol=1e-5)
 
 
 def network():
