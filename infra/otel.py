@@ -8,7 +8,6 @@ import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 
 from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
@@ -22,7 +21,16 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from infra.telemetry import NO_TELEMETRY, Attributes, Metric, Span, SpanKind, Telemetry, Value
+from infra.telemetry import (
+    NO_TELEMETRY,
+    Attributes,
+    Metric,
+    Span,
+    SpanKind,
+    Telemetry,
+    TelemetryConfig,
+    Value,
+)
 
 ENDPOINT_VARIABLE = "OTEL_EXPORTER_OTLP_ENDPOINT"
 LINKS_MAX = 16
@@ -37,29 +45,6 @@ _KINDS = {
 }
 
 Series = tuple[tuple[str, Value], ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TelemetryConfig:
-    """Where and how often. Off while neither `endpoint` nor the standard variable is set.
-
-    `endpoint`: the receiver's root, such as http://localhost:4318. `sample_ratio`: the share of
-    traces kept; a caller's decision to sample is followed.
-    """
-
-    endpoint: str = ""
-    interval_s: float = 10
-    sample_ratio: float = 1
-    timeout_s: float = 5
-
-    def __post_init__(self) -> None:
-        """Check what types cannot."""
-        if self.endpoint and not self.endpoint.startswith(("http://", "https://")):
-            raise ValueError(f"endpoint must start with http:// or https://, got {self.endpoint}")
-        if not 0 <= self.sample_ratio <= 1:
-            raise ValueError(f"sample_ratio must lie in 0..1, got {self.sample_ratio}")
-        if min(self.interval_s, self.timeout_s) <= 0:
-            raise ValueError("interval_s and timeout_s must be positive")
 
 
 def connect(

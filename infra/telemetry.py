@@ -40,6 +40,29 @@ class Metric:
             raise ValueError(f"metric '{self.name}': buckets must rise")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TelemetryConfig:
+    """Where and how often. Off while neither `endpoint` nor the standard variable is set.
+
+    `endpoint`: the receiver's root, such as http://localhost:4318. `sample_ratio`: the share of
+    traces kept; a caller's decision to sample is followed.
+    """
+
+    endpoint: str = ""
+    interval_s: float = 10
+    sample_ratio: float = 1
+    timeout_s: float = 5
+
+    def __post_init__(self) -> None:
+        """Check what types cannot."""
+        if self.endpoint and not self.endpoint.startswith(("http://", "https://")):
+            raise ValueError(f"endpoint must start with http:// or https://, got {self.endpoint}")
+        if not 0 <= self.sample_ratio <= 1:
+            raise ValueError(f"sample_ratio must lie in 0..1, got {self.sample_ratio}")
+        if min(self.interval_s, self.timeout_s) <= 0:
+            raise ValueError("interval_s and timeout_s must be positive")
+
+
 class Span(Protocol):
     """A stretch of work under way."""
 

@@ -31,7 +31,8 @@ from stream.records import TopicPartition
 VECTORS = "vectors"
 # What may differ between a snapshot and the run that continues it: nothing that state depends on.
 _FREE = ("snapshot.", "stream.max_slice_events", "stream.buffered_max", "stream.idle_ms",
-         "items.cache_rows", "items.pending_bytes_max", "topics.", "kafka.", "worker.")  # fmt: skip
+         "items.cache_rows", "items.pending_bytes_max", "topics.", "kafka.", "worker.",
+         "telemetry.")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from embeddings.encoders.attributes import AttributeEncoderConfig
+from infra.telemetry import TelemetryConfig
 from stream.counters import CounterConfig
 from stream.kafka.settings import KafkaConfig, TopicsConfig, WorkerConfig
 from stream.label_policy import LabelConfig
@@ -142,6 +143,7 @@ class Config:
     topics: TopicsConfig = field(default_factory=TopicsConfig)
     kafka: KafkaConfig = field(default_factory=KafkaConfig)
     worker: WorkerConfig = field(default_factory=WorkerConfig)
+    telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
     items: ItemsConfig = field(default_factory=ItemsConfig)
     ranker: RankerConfig = field(default_factory=RankerConfig)
     snapshot: SnapshotConfig = field(default_factory=SnapshotConfig)

@@ -39,11 +39,15 @@ def command(
     A further worker of the same group stands by and takes over from the newest snapshot.
     """
     from infra.config_text import render
+    from infra.otel import connect
+    from stream.commands.replay import package_version
     from stream.composition import load_config
     from stream.kafka.engine import engine_maker
     from stream.kafka.logs import set_up_logs
     from stream.kafka.settings import ShellConfig, with_broker
     from stream.kafka.worker import run_worker
+    from stream.metric_table import METRICS
+    from stream.metrics import PipelineProbe
     from stream.warm_up import warm_up
 
     if role is not None:
@@ -60,11 +64,21 @@ def command(
         return
     _check_folder(folder)
     set_up_logs()
-    maker = engine_maker(
-        config, folder, predictions=predictions, note=lambda line: click.echo(line, err=True)
-    )
     warm_up(config)
-    run_worker(shell, maker, idle_ms=config.stream.idle_ms, new_log=new_log)
+    telemetry = connect(
+        config.telemetry, METRICS, service="millrace-worker", version=package_version()
+    )
+    try:
+        maker = engine_maker(
+            config, folder, predictions=predictions, telemetry=telemetry,
+            note=lambda line: click.echo(line, err=True),
+        )  # fmt: skip
+        run_worker(
+            shell, maker, idle_ms=config.stream.idle_ms, new_log=new_log,
+            note_lags=PipelineProbe(telemetry).lags,
+        )  # fmt: skip
+    finally:
+        telemetry.close()
     click.echo(f"stopped; snapshots are in {folder}")
 
 

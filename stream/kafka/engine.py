@@ -6,6 +6,7 @@ Everything is made, used and closed in the pipeline thread.
 from __future__ import annotations
 
 import shutil
+import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -17,12 +18,14 @@ import numpy as np
 
 from infra.clock import Clock, SystemClock
 from infra.errors import FaultError
+from infra.telemetry import NO_TELEMETRY, Telemetry
 from stream.checkpoint import Checkpointer, Restored
 from stream.composition import Composition, compose
 from stream.config import Config
 from stream.item_intake import ItemIntake
 from stream.item_pending import ItemPosition
 from stream.kafka.contract import MakeEngine
+from stream.metrics import PipelineProbe
 from stream.pipeline import PipelineReport
 from stream.positions import Position
 from stream.prediction_log import PredictionLog
@@ -55,8 +58,15 @@ class Latency:
 class LivePipeline:
     """`contract.Pipeline` over the composed pipeline, with a prediction log where one is wanted."""
 
-    def __init__(self, composition: Composition, log: PredictionLog | None, clock: Clock) -> None:
+    def __init__(
+        self,
+        composition: Composition,
+        log: PredictionLog | None,
+        clock: Clock,
+        probe: PipelineProbe,
+    ) -> None:
         self._composition, self._log, self._clock = composition, log, clock
+        self._probe = probe
         self._pipeline = composition.pipeline
         self._intake = ItemIntake(self._pipeline.items, composition.embedder)
         self._latency = Latency()
@@ -74,7 +84,8 @@ class LivePipeline:
     def process(self, batches: Sequence[RecordBatch], now_ms: int) -> PipelineReport:
         """Take records; see `OnlinePipeline.process`."""
         sent_ms = min((int(b.timestamp_ms_n[0]) for b in batches if len(b)), default=now_ms)
-        return self._taken(self._pipeline.process(batches, now_ms), sent_ms)
+        report = self._probe.process(batches, lambda: self._pipeline.process(batches, now_ms))
+        return self._taken(report, sent_ms)
 
     def idle(
         self, silent: Sequence[TopicPartition], elapsed_ms: int, now_ms: int
@@ -113,7 +124,8 @@ class LivePipeline:
             self._log.finish(keep_parts=True)
 
     def status(self) -> dict[str, Any]:
-        """Counts of the report, progressive metrics, latencies."""
+        """Counts of the report, progressive metrics, latencies; telemetry is told as well."""
+        self._probe.publish(self._pipeline)
         clock_ms = self._pipeline.join.clock_ms
         return {
             **counts_of(self._pipeline),
@@ -125,7 +137,10 @@ class LivePipeline:
         }
 
     def _taken(self, report: PipelineReport, sent_ms: int) -> PipelineReport:
-        self._latency.add(report, self._clock.now_ms() - sent_ms)
+        latency_ms = self._clock.now_ms() - sent_ms
+        self._latency.add(report, latency_ms)
+        if report.samples:
+            self._probe.updated(latency_ms)
         if self._log is not None:
             for predictions in report.predictions:
                 self._log.append(predictions)
@@ -140,10 +155,12 @@ class LiveCheckpoints:
         checkpointer: Checkpointer,
         composition: Composition,
         pipeline: LivePipeline,
+        probe: PipelineProbe,
         close: Callable[[], None],
     ) -> None:
         self._checkpointer, self._composition = checkpointer, composition
-        self._pipeline, self._close = pipeline, close
+        self._pipeline, self._probe, self._close = pipeline, probe, close
+        self._taken_s = 0.0
 
     @property
     def epoch(self) -> int:
@@ -158,11 +175,18 @@ class LiveCheckpoints:
         """Copy the state; another thread writes it."""
         parts = self._pipeline.flush_predictions()
         extra = {} if parts is None else {"prediction_parts": parts}
-        self._checkpointer.take(self._composition, extra)
+        began = time.monotonic()
+        if self._checkpointer.take(self._composition, extra):
+            self._taken_s = began
+            self._probe.snapshot_taken(time.monotonic() - began)
 
     def durable(self) -> Mapping[TopicPartition, Position] | None:
         """Positions of a snapshot that became durable since asked last."""
-        return self._checkpointer.durable(self._composition)
+        positions = self._checkpointer.durable(self._composition)
+        if positions is not None:
+            now_ms = time.time_ns() // 1_000_000
+            self._probe.snapshot_durable(time.monotonic() - self._taken_s, now_ms)
+        return positions
 
     def fenced(self) -> bool:
         """Whether a later epoch exists."""
@@ -171,10 +195,10 @@ class LiveCheckpoints:
     def final(self) -> Mapping[TopicPartition, Position]:
         """A last snapshot, durable when this returns."""
         self._checkpointer.wait(self._composition)
-        self._checkpointer.durable(self._composition)
+        self.durable()
         self.take()
         self._checkpointer.wait(self._composition)
-        positions = self._checkpointer.durable(self._composition)
+        positions = self.durable()
         if positions is None:
             raise FaultError("the final snapshot did not become durable")
         self._pipeline.join_predictions()
@@ -204,22 +228,26 @@ def engine_maker(
     predictions: bool,
     note: Callable[[str], None],
     clock: Clock | None = None,
+    telemetry: Telemetry = NO_TELEMETRY,
 ) -> MakeEngine:
     """A function that claims an epoch below `folder`/snapshots and restores the newest snapshot.
 
     Item vectors are kept in a directory of their own below `folder`/vectors for as long as the
     engine lives: an owner that was paused may still hold its one. `predictions` keeps a prediction
     log in `folder`. `note` is told what a person should know, such as damaged snapshots.
+    `telemetry` is measured into by whoever owns the engine; who made it closes it.
     """
 
     def make(_partitions: Sequence[TopicPartition]) -> LiveEngine:
+        began = time.monotonic()
+        probe = PipelineProbe(telemetry)
         checkpointer = Checkpointer(folder / "snapshots", folder / "scratch")
         found = checkpointer.find()
         shutil.rmtree(folder / _VECTORS, ignore_errors=True)
         vectors = folder / _VECTORS / uuid.uuid4().hex
         vectors.parent.mkdir(parents=True, exist_ok=True)
         notes = checkpointer.prepare_vectors(found.ref, vectors)
-        composition = compose(config, vectors)
+        composition = compose(config, vectors, span=probe.span)
         log = PredictionLog(folder, composition.plan.spec.trained_column) if predictions else None
         if log is not None:
             log.truncate(int(found.meta.get("prediction_parts", 0)))
@@ -232,7 +260,9 @@ def engine_maker(
         for line in found.notes:
             note(line)
         checkpointer.claim(found.ref)
-        pipeline = LivePipeline(composition, log, clock or SystemClock())
+        pipeline = LivePipeline(composition, log, clock or SystemClock(), probe)
+
+        probe.recovered(time.monotonic() - began)
 
         def close() -> None:
             composition.close()
@@ -240,7 +270,7 @@ def engine_maker(
 
         return LiveEngine(
             pipeline=pipeline,
-            checkpoints=LiveCheckpoints(checkpointer, composition, pipeline, close),
+            checkpoints=LiveCheckpoints(checkpointer, composition, pipeline, probe, close),
             restored=dict(composition.pipeline.positions()),
         )
 

@@ -33,6 +33,14 @@ R = TypeVar("R")
 _FINAL_COMMIT_S = 3.0
 _READER_STOP_S = 5.0
 
+Lags = Mapping[TopicPartition, int | None]
+"""Records not handed to the pipeline yet, by partition; None where the end is not known."""
+
+
+def ignore_lags(lags: Lags) -> None:
+    """Tells nobody."""
+    del lags
+
 
 class Host(Protocol):
     """What the shell needs of the Faust app around it."""
@@ -82,6 +90,7 @@ class Shell:
         partitions: list[TopicPartition],
         idle_ms: int,
         new_log: bool,
+        note_lags: Callable[[Lags], None] = ignore_lags,
     ) -> None:
         """`partitions`: all of impressions and clicks, which an owner must be given together."""
         self.owner: Owner | None = None
@@ -106,6 +115,7 @@ class Shell:
             timeout_s=config.worker.dead_letter_timeout_s,
         )
         self._silence = Silence(partitions, idle_ms)
+        self._note_lags = note_lags
         self._status = StatusFile(config.worker.status_file)
 
     async def _job(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
@@ -197,6 +207,7 @@ class Shell:
             return
         async with self._lock:
             lags = {tp: self._lag(owner, tp) for tp in self._partitions}
+            self._note_lags(lags)
             silent, elapsed_ms = self._silence.look(lags)
             now_ms = time.time_ns() // 1_000_000
             pulse = await self._job(owner.pulse, silent, elapsed_ms, now_ms)
@@ -210,7 +221,7 @@ class Shell:
         end = self._host.end_offset(tp)
         return None if end is None else max(0, end - owner.next_offset[tp])
 
-    def _figures(self, lags: Mapping[TopicPartition, int | None]) -> dict[str, Any]:
+    def _figures(self, lags: Lags) -> dict[str, Any]:
         known = [lag for lag in lags.values() if lag is not None]
         reader = self._takeover.reader
         return {

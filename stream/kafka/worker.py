@@ -8,7 +8,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, cast
 
 import faust
@@ -20,7 +20,7 @@ from stream.kafka.connection import admin_client
 from stream.kafka.contract import MakeEngine
 from stream.kafka.dead_letters import Producer
 from stream.kafka.settings import ShellConfig
-from stream.kafka.shell import Shell
+from stream.kafka.shell import Lags, Shell, ignore_lags
 from stream.kafka.topics import require_stream_topics
 from stream.kafka.transport import SCHEME, Consumer, register
 from stream.records import TopicPartition
@@ -102,9 +102,14 @@ class WorkerApp(faust.App):
 
 
 def run_worker(
-    config: ShellConfig, make_engine: MakeEngine, *, idle_ms: int, new_log: bool = False
+    config: ShellConfig,
+    make_engine: MakeEngine,
+    *,
+    idle_ms: int,
+    new_log: bool = False,
+    note_lags: Callable[[Lags], None] = ignore_lags,
 ) -> None:
-    """Run until SIGTERM or SIGINT; returns after a graceful stop.
+    """Run until SIGTERM or SIGINT; returns after a graceful stop. `note_lags` is told at each tick.
 
     Raises BrokerUnreachableError, InputError (topics, positions, assignment) or whatever ended the
     pipeline. Must be called in the main thread.
@@ -122,7 +127,13 @@ def run_worker(
     try:
         app = _new_app(config, scratch)
         app.shell = Shell(
-            config, make_engine, app, partitions=partitions, idle_ms=idle_ms, new_log=new_log
+            config,
+            make_engine,
+            app,
+            partitions=partitions,
+            idle_ms=idle_ms,
+            new_log=new_log,
+            note_lags=note_lags,
         )
         _run(app)
     finally:

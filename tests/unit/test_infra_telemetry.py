@@ -7,8 +7,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 from infra.broker_process import free_port
-from infra.otel import ENDPOINT_VARIABLE, SERIES_MAX, OtelTelemetry, TelemetryConfig, connect
-from infra.telemetry import NO_TELEMETRY, Metric
+from infra.otel import ENDPOINT_VARIABLE, SERIES_MAX, OtelTelemetry, connect
+from infra.telemetry import NO_TELEMETRY, Metric, TelemetryConfig
 from tests.support.otlp_receiver import OtlpReceiver
 
 METRICS = (
