@@ -22,6 +22,7 @@ SHELLS = (
     "infra.broker_process",
     "infra.clock",
     "infra.demo",
+    "infra.docker",
     "infra.config",
     "infra.config_text",
     "infra.errors",
