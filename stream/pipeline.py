@@ -280,9 +280,13 @@ class OnlinePipeline:
         for first in range(0, len(slots), size):
             part = slots[first : first + size]
             with self._span("predict"):
-                batch = self._assembler.prediction_batch(self.join.samples(part))
-                logits = self.learner.predict_many(batch)
-            self.join.opened.logit[part] = logits.cpu().numpy()
+                self.join.opened.logit[part] = self.predict(self.join.samples(part))
+
+    def predict(self, samples: Samples) -> NDArray[np.float32]:
+        """Logits by the weights and item vectors as they are, float32 [n]; changes nothing."""
+        batch = self._assembler.prediction_batch(samples)
+        logits: NDArray[np.float32] = self.learner.predict_many(batch).cpu().numpy()
+        return logits
 
     def _predictions(
         self, s: Samples, labels: NDArray[np.float32], logits: NDArray[np.float32]
