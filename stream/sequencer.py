@@ -199,13 +199,20 @@ class Sequencer:
         jumps = (steps > self._max_jump_ms) & (columns.kind_n != EventKind.WATERMARK)
         if not jumps.any():
             return clock
-        now = start
         marks = columns.kind_n == EventKind.WATERMARK
-        for i in range(int(np.argmax(jumps)), len(clock)):
-            before = int(clock[i - 1]) if i else now
+        # From where the cut clock has caught up with the running maximum, that one holds again,
+        # until its own next jump.
+        i = int(np.argmax(jumps))
+        while i < len(clock):
+            before = int(clock[i - 1]) if i else start
             limit = int(ts[i]) if marks[i] else before + self._max_jump_ms
             self.clock_jumps += int(ts[i]) > limit
+            uncut = int(clock[i])
             clock[i] = max(before, min(int(ts[i]), limit))
+            i += 1
+            if clock[i - 1] == uncut:
+                rest = np.flatnonzero(jumps[i:])
+                i = i + int(rest[0]) if len(rest) else len(clock)
         return clock
 
     def finish(self, tp: TopicPartition) -> None:
