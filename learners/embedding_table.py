@@ -16,6 +16,8 @@ from learners.id_kernels import I64, U8
 from learners.id_table import IdTable, KeyBlock, Plan, noise_of_keys
 from learners.sparse_optim import rowwise_adagrad_, rowwise_adagrad_host_, segment_sum
 
+CACHE_LINE = 64
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableConfig:
@@ -90,8 +92,12 @@ class EmbeddingTable:
         self.weight_RD[: len(shared)] = self._noise(shared)
 
     def _zeros(self, *shape: int) -> Tensor:
-        # numpy's zeros commit memory when it is touched, torch's at once.
-        zeros = torch.from_numpy(np.zeros(shape, np.float32))
+        # numpy's zeros commit memory when it is touched, torch's at once. A row of 16 floats is a
+        # cache line where the first one starts a line.
+        size = int(np.prod(shape)) * 4
+        raw = np.zeros(size + CACHE_LINE, np.uint8)
+        start = -raw.ctypes.data % CACHE_LINE
+        zeros = torch.from_numpy(raw[start : start + size].view(np.float32).reshape(shape))
         return zeros if self.device.type == "cpu" else zeros.to(self.device)
 
     def _noise(self, keys_n: I64) -> Tensor:

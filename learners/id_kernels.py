@@ -21,8 +21,6 @@ I32 = NDArray[np.int32]
 U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]
 
-KEY, LAST_MS, TOUCHED = 0, 1, 2
-"""Columns of `rows_R3`: key (0 = free), time of last update, learn step of last change."""
 
 HIGH, FREE, ADMITTED, EXPIRED, OVERFLOW, WAITING_CURSOR, WAITING_DROPPED, SWEEP = range(8)
 UNIQUE, OCCURRENCES, NEW = range(8, 11)
@@ -40,11 +38,17 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Ids(NamedTuple):
-    """Arrays of a table: hash table and its mask, rows and their fields, free rows, use."""
+    """Arrays of a table: hash table and its mask, rows, free rows, use.
+
+    By row: key (0 = free), second of the last update (rounded up), learn step of the last change,
+    field.
+    """
 
     slots: I64
     mask: int
-    rows_R3: I64
+    key_R: I64
+    last_s_R: NDArray[np.uint32]
+    touched_R: I32
     field_R: NDArray[np.int16]
     free: I32
     used_F: I64
@@ -81,6 +85,15 @@ def _find(slots: I64, mask: int, key: int) -> int:
     while slots[i, 0] != 0 and slots[i, 0] != key:
         i = (i + 1) & mask
     return i
+
+
+@_kernel
+def _touch(slots: I64, mask: int, keys_N: I64) -> int:
+    """Read the first slot of each key without a branch, so that the cache misses overlap."""
+    seen = 0
+    for k in range(len(keys_N)):
+        seen ^= slots[(keys_N[k] ^ (keys_N[k] >> 32)) & mask, 0]
+    return seen
 
 
 @_kernel
@@ -162,7 +175,7 @@ def _admit(key: int, field: int, slot: int, ids: Ids, waits: Waits, room: Room) 
         _forget_waiting(waits.slots, waits.mask, waits.ring, key)
     ids.slots[slot, 0] = key
     ids.slots[slot, 1] = row | NEW_BIT
-    ids.rows_R3[row, KEY] = key
+    ids.key_R[row] = key
     ids.field_R[row] = field
     ids.used_F[field] += 1
     room.new_row[n[NEW]] = row
@@ -180,9 +193,14 @@ def read_rows(
     mask: int,
     read_BN: I32,
     inv_len_B: NDArray[np.float32],
-) -> None:
-    """Rows of keys (shared row where there is none, padding row for key 0), and 1 / keys a row."""
+) -> int:
+    """Rows of keys (shared row where there is none, padding row for key 0), and 1 / keys a row.
+
+    What it returns only keeps `_touch` alive.
+    """
+    seen = 0
     for b in range(keys_BN.shape[0]):
+        seen ^= _touch(slots, mask, keys_BN[b])
         length = 0
         for k in range(keys_BN.shape[1]):
             key = keys_BN[b, k]
@@ -193,6 +211,7 @@ def read_rows(
             i = _find(slots, mask, key)
             read_BN[b, k] = slots[i, 1] if slots[i, 0] == key else field_N[k]
         inv_len_B[b] = 1.0 / length if length > 0 else 0.0
+    return seen
 
 
 @_kernel
@@ -207,16 +226,18 @@ def learn_rows(
     room: Room,
     read_BN: I32,
     inv_len_B: F32,
-) -> None:
+) -> int:
     """Rows to read as `read_rows` would have given them before this batch, and what to update.
 
     An id that gets its row in this batch is read from its field's shared row once more, so that a
-    prediction just before and the forward pass of learning agree.
+    prediction just before and the forward pass of learning agree. Returned as in `read_rows`.
     """
     n, slots, mask = ids.n, ids.slots, ids.mask
     padding_row = len(ids.used_F)
     o = n[OCCURRENCES]
+    seen = 0
     for b in range(keys_BN.shape[0]):
+        seen ^= _touch(slots, mask, keys_BN[b])
         flag = flag_B[b]
         length = 0
         for k in range(keys_BN.shape[1]):
@@ -240,6 +261,7 @@ def learn_rows(
                 o += 1
         inv_len_B[b] = 1.0 / length if length > 0 else 0.0
     n[OCCURRENCES] = o
+    return seen
 
 
 @_kernel
@@ -249,18 +271,18 @@ def merge_rows(
     fields_n: NDArray[np.int16],
     slots: I64,
     mask: int,
-    rows_R3: I64,
+    key_R: I64,
     field_R: NDArray[np.int16],
 ) -> None:
     """Give rows other keys: all old ones are taken out first, as keys may have changed places."""
     for i in range(len(rows_n)):
-        old = rows_R3[rows_n[i], KEY]
+        old = key_R[rows_n[i]]
         if old != 0:
             _erase(slots, mask, _find(slots, mask, old))
-            rows_R3[rows_n[i], KEY] = 0
+            key_R[rows_n[i]] = 0
     for i in range(len(rows_n)):
         row = rows_n[i]
-        rows_R3[row, KEY] = keys_n[i]
+        key_R[row] = keys_n[i]
         field_R[row] = fields_n[i]
         if keys_n[i] != 0:
             slot = _find(slots, mask, keys_n[i])
@@ -293,7 +315,8 @@ def make_plan(
     sources: I32,
 ) -> None:  # fmt: skip
     """Each row to update once, and its sources side by side in order of occurrence."""
-    n, rows_R3 = ids.n, ids.rows_R3
+    n = ids.n
+    last_s = (clock_ms + 999) // 1000
     count, unique, last = n[OCCURRENCES], 0, -1
     swapped = _sort_occurrences(room.occurrences, room.scratch, count, row_bits, room.digits)
     ordered = room.scratch if swapped else room.occurrences
@@ -304,31 +327,32 @@ def make_plan(
             rows[unique] = row
             offsets[unique] = o
             unique += 1
-            rows_R3[row, LAST_MS] = clock_ms
-            rows_R3[row, TOUCHED] = step
+            ids.last_s_R[row] = last_s
+            ids.touched_R[row] = step
             last = row
     n[UNIQUE] = unique
     for j in range(n[NEW]):
         row = room.new_row[j]
-        ids.slots[_find(ids.slots, ids.mask, rows_R3[row, KEY]), 1] = row
+        ids.slots[_find(ids.slots, ids.mask, ids.key_R[row]), 1] = row
 
 
 @_kernel
 def expire(rows: int, clock_ms: int, step: int, expire_ms_F: I64, ids: Ids) -> None:
     """Free rows that were not updated for their field's time, looking at the next `rows` rows."""
-    n, rows_R3 = ids.n, ids.rows_R3
+    n = ids.n
     first = len(ids.used_F) + 1
     for _ in range(min(rows, n[HIGH] - first)):
         row = n[SWEEP] if first <= n[SWEEP] < n[HIGH] else first
         n[SWEEP] = row + 1
-        key = rows_R3[row, KEY]
+        key = ids.key_R[row]
         field = ids.field_R[row]
         age_ms_max = expire_ms_F[field]
-        if key == 0 or age_ms_max == 0 or clock_ms - rows_R3[row, LAST_MS] <= age_ms_max:
+        age_ms = clock_ms - np.int64(ids.last_s_R[row]) * 1000
+        if key == 0 or age_ms_max == 0 or age_ms <= age_ms_max:
             continue
         _erase(ids.slots, ids.mask, _find(ids.slots, ids.mask, key))
-        rows_R3[row, KEY] = 0
-        rows_R3[row, TOUCHED] = step
+        ids.key_R[row] = 0
+        ids.touched_R[row] = step
         ids.used_F[field] -= 1
         ids.free[n[FREE]] = row
         n[FREE] += 1

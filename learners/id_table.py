@@ -23,12 +23,9 @@ from learners.id_kernels import (
     HIGH,
     I32,
     I64,
-    KEY,
-    LAST_MS,
     N_STATE,
     NEW,
     OCCURRENCES,
-    TOUCHED,
     UNIQUE,
 )
 
@@ -118,10 +115,21 @@ class IdTable:
         self.reserve(0)
 
     def _allocate(self, rows: int) -> None:
-        self.rows_R3 = np.zeros((rows, 3), np.int64)
+        self.key_R = np.zeros(rows, np.int64)
+        self.last_s_R = np.zeros(rows, np.uint32)
+        self.touched_R = np.zeros(rows, np.int32)
         self.field_R = np.zeros(rows, np.int16)
         self.free = np.zeros(rows, np.int32)
         self.field_R[: len(self.fields)] = np.arange(len(self.fields))[:rows]
+
+    def _by_row(self) -> dict[str, NDArray[Any]]:
+        return {
+            "key": self.key_R,
+            "last_s": self.last_s_R,
+            "touched": self.touched_R,
+            "field": self.field_R,
+            "free": self.free,
+        }
 
     @property
     def padding_row(self) -> int:
@@ -136,19 +144,19 @@ class IdTable:
     @property
     def capacity(self) -> int:
         """Rows that there is room for."""
-        return len(self.rows_R3)
+        return len(self.key_R)
 
     def reserve(self, new: int) -> None:
         """Make room for `new` more rows; grown by doubling up to the limit, never shrunk."""
         rows = min(self.high + new, self.rows_limit)
         if rows > self.capacity:
-            old = self.rows_R3, self.field_R, self.free
+            old = self._by_row()
             self._allocate(min(self.rows_limit, max(2 * self.capacity, rows, 1 << 16)))
-            self.rows_R3[: len(old[0])], self.field_R[: len(old[1])] = old[0], old[1]
-            self.free[: len(old[2])] = old[2]
+            for name, fresh in self._by_row().items():
+                fresh[: len(old[name])] = old[name]
         if 2 * rows > len(self.slots):
             self.slots = _slots_for(max(rows, len(self.slots)))
-            kernels.index_rows(self.slots, len(self.slots) - 1, self.rows_R3[: self.high, KEY])
+            kernels.index_rows(self.slots, len(self.slots) - 1, self.key_R[: self.high])
 
     def predict(self, block: KeyBlock) -> tuple[I32, NDArray[np.float32]]:
         """Rows int32 [B, N] and 1 / (number of keys) float32 [B]; changes nothing."""
@@ -206,7 +214,8 @@ class IdTable:
 
     def _ids(self) -> kernels.Ids:
         return kernels.Ids(
-            self.slots, len(self.slots) - 1, self.rows_R3, self.field_R, self.free,
+            self.slots, len(self.slots) - 1, self.key_R, self.last_s_R, self.touched_R,
+            self.field_R, self.free,
             self.used_F, self.limit_F2, self.n,
         )  # fmt: skip
 
@@ -217,23 +226,23 @@ class IdTable:
 
     def keys_of(self, rows: I64) -> I64:
         """Keys of rows; 0 for free, shared and padding rows."""
-        keys: I64 = self.rows_R3[rows, KEY]
+        keys: I64 = self.key_R[rows]
         return keys
 
     def touched_rows(self, mark: int) -> I64:
         """Rows whose key or weights changed after learn step `mark`, int64, rising."""
-        return np.flatnonzero(self.rows_R3[: self.high, TOUCHED] > mark)
+        return np.flatnonzero(self.touched_R[: self.high] > mark)
 
     def serve_arrays(self, rows: I64) -> dict[str, NDArray[Any]]:
         """What scoring needs of `rows`: keys (0 = free) and fields."""
-        return {"rows": rows, "keys": self.rows_R3[rows, KEY], "fields": self.field_R[rows]}
+        return {"rows": rows, "keys": self.key_R[rows], "fields": self.field_R[rows]}
 
     def train_arrays(self, rows: I64) -> dict[str, NDArray[Any]]:
         """What learning needs besides: ages of `rows`, free rows, waiting ids, counts."""
         return {
             "rows": rows,
-            "last_ms": self.rows_R3[rows, LAST_MS],
-            "touched": self.rows_R3[rows, TOUCHED],
+            "last_s": self.last_s_R[rows],
+            "touched": self.touched_R[rows],
             "free": self.free[: self.n[FREE]].copy(),
             "waiting": self.ring.copy(),
             "counts": self.n[:N_STATE].copy(),
@@ -255,9 +264,9 @@ class IdTable:
         self.reserve(high - self.high)
         self.n[HIGH] = high
         kernels.merge_rows(
-            rows, keys, fields, self.slots, len(self.slots) - 1, self.rows_R3, self.field_R
+            rows, keys, fields, self.slots, len(self.slots) - 1, self.key_R, self.field_R
         )
-        own = self.rows_R3[self.first_row : high, KEY] != 0
+        own = self.key_R[self.first_row : high] != 0
         self.used_F[:] = np.bincount(
             self.field_R[self.first_row : high][own], minlength=len(self.fields)
         )
@@ -272,8 +281,8 @@ class IdTable:
                 "waiting_max and admit_after must be as they were"
             )
         free = part.array("free", np.int32)
-        self.rows_R3[rows, LAST_MS] = part.array("last_ms", np.int64)
-        self.rows_R3[rows, TOUCHED] = part.array("touched", np.int64)
+        self.last_s_R[rows] = part.array("last_s", np.uint32)
+        self.touched_R[rows] = part.array("touched", np.int32)
         self.free[: len(free)] = free
         self.n[:N_STATE] = part.array("counts", np.int64)
         self.ring[:] = ring

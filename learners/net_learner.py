@@ -148,9 +148,7 @@ class NetLearner:
         residual: Tensor = self.net(inputs)
         if self._prior is not None:
             return residual + x.dense_BD[:, self._prior]
-        positives, rows = self.base_2 + torch.tensor(
-            [BASE_RATE_PRIOR / 2, BASE_RATE_PRIOR], dtype=torch.float64, device=self.device
-        )
+        positives, rows = self.base_2[0] + BASE_RATE_PRIOR / 2, self.base_2[1] + BASE_RATE_PRIOR
         return residual + torch.log(positives / (rows - positives)).float()
 
     @torch.no_grad()

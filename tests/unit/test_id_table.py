@@ -53,10 +53,10 @@ def test_ids_get_rows_of_their_own_in_order_of_sight():
 def test_prediction_changes_nothing():
     ids = table()
     learn(ids, [1, 2, 3])
-    before = ids.n.copy(), ids.rows_R3.copy()
+    before = ids.n.copy(), ids.key_R.copy()
     rows_of(ids, range(1, 50))
     np.testing.assert_array_equal(ids.n, before[0])
-    np.testing.assert_array_equal(ids.rows_R3, before[1])
+    np.testing.assert_array_equal(ids.key_R, before[1])
 
 
 def test_plan_lists_each_row_once_with_its_occurrences_in_order():
@@ -143,15 +143,15 @@ def test_waiting_ids_are_bounded_and_the_oldest_gives_way():
 
 
 def test_rows_expire_by_last_update_and_start_anew():
-    ids = table(expire_ms=100)
+    ids = table(expire_ms=100_000)
     learn(ids, [1, 2, 3], clock_ms=0)
-    learn(ids, [2], clock_ms=80)
-    ids.expire(10, clock_ms=100, step=2)
+    learn(ids, [2], clock_ms=80_000)
+    ids.expire(10, clock_ms=100_000, step=2)
     assert ids.counts()["expired"] == 0
-    ids.expire(10, clock_ms=101, step=2)
+    ids.expire(10, clock_ms=100_001, step=2)
     assert rows_of(ids, [1, 2, 3]) == [0, 4, 0]
     assert ids.touched_rows(1).tolist() == [3, 5]
-    learn(ids, [9, 8], clock_ms=102)  # last freed, first reused
+    learn(ids, [9, 8], clock_ms=102_000)  # last freed, first reused
     assert rows_of(ids, [9, 8]) == [5, 3]
     assert ids.counts()["rows"] == 3
 
@@ -160,19 +160,19 @@ def test_expiry_looks_at_a_bounded_slice():
     ids = table(expire_ms=1)
     learn(ids, range(1, 101))
     for step in range(10):
-        ids.expire(10, clock_ms=1000, step=step)
+        ids.expire(10, clock_ms=10_000, step=step)
         assert ids.counts()["expired"] == 10 * (step + 1)
 
 
 def test_table_agrees_with_a_dictionary_over_random_streams():
     rng = np.random.default_rng(0)
-    ids = table(expire_ms=30, rows_max=5000)
+    ids = table(expire_ms=30_000, rows_max=5000)
     last = {}
     for step in range(1, 200):
         keys = rng.integers(1, 400, 20) * 2**33  # equal low words: probing runs
-        learn(ids, keys, clock_ms=step, step=step)
+        learn(ids, keys, clock_ms=1000 * step, step=step)
         last |= dict.fromkeys(keys.tolist(), step)
-        ids.expire(5000, clock_ms=step, step=step)
+        ids.expire(5000, clock_ms=1000 * step, step=step)
         last = {k: t for k, t in last.items() if step - t <= 30}
     every = np.arange(1, 400) * 2**33
     rows = np.array(rows_of(ids, every))
@@ -193,11 +193,11 @@ def snapshot(ids, mark=None):
 
 def test_restored_table_continues_alike_also_by_deltas():
     rng = np.random.default_rng(1)
-    a, b = (table(admit_after=1, expire_ms=40, rows_max=90, waiting_max=32) for _ in range(2))
+    a, b = (table(admit_after=1, expire_ms=40_000, rows_max=90, waiting_max=32) for _ in range(2))
     for step in range(1, 120):
         keys = rng.integers(1, 200, 15)
-        learn(a, keys, clock_ms=step, step=step)
-        a.expire(7, clock_ms=step, step=step)
+        learn(a, keys, clock_ms=1000 * step, step=step)
+        a.expire(7, clock_ms=1000 * step, step=step)
         mark = {30: None, 60: 30, 119: 60}.get(step, -1)
         if mark != -1:
             serve, train = snapshot(a, mark)
@@ -207,13 +207,13 @@ def test_restored_table_continues_alike_also_by_deltas():
     for step in range(120, 300):
         keys = rng.integers(1, 200, 15)
         (read_a, plan_a), (read_b, plan_b) = (
-            learn(x, keys, clock_ms=step, step=step) for x in (a, b)
+            learn(x, keys, clock_ms=1000 * step, step=step) for x in (a, b)
         )
         assert read_a == read_b
         np.testing.assert_array_equal(plan_a.rows_U, plan_b.rows_U)
         np.testing.assert_array_equal(plan_a.new_n, plan_b.new_n)
-        a.expire(7, clock_ms=step, step=step)
-        b.expire(7, clock_ms=step, step=step)
+        a.expire(7, clock_ms=1000 * step, step=step)
+        b.expire(7, clock_ms=1000 * step, step=step)
     assert a.counts() == b.counts()
     assert a.counts()["expired"] > 50
     assert a.counts()["overflow"] > 0
@@ -246,14 +246,14 @@ import hashlib, numpy as np
 from learners.feature_spec import IdField
 from learners.id_table import IdTable, KeyBlock, noise_of_keys
 rng, digest = np.random.default_rng(0), hashlib.sha256()
-ids = IdTable([IdField(name="a", admit_after=1, expire_ms=20, rows_max=60)], waiting_max=16)
+ids = IdTable([IdField(name="a", admit_after=1, expire_ms=20_000, rows_max=60)], waiting_max=16)
 for step in range(1, 60):
     keys = rng.integers(-90, 90, (6, 4)) * (2**57 + 12345)
     block = KeyBlock(keys_BN=keys, field_N=np.zeros(4, np.int64), source=np.array([0, 4, 1]),
                      admit=True)
     flags = rng.integers(0, 3, 6).astype(np.uint8)
-    reads, plan = ids.learn([block], flags, clock_ms=step, step=step)
-    ids.expire(3, clock_ms=step, step=step)
+    reads, plan = ids.learn([block], flags, clock_ms=1000 * step, step=step)
+    ids.expire(3, clock_ms=1000 * step, step=step)
     for array in (*reads[0], plan.rows_U, plan.offsets_U, plan.sources_O, plan.new_n):
         digest.update(array.tobytes())
 digest.update(noise_of_keys(keys.ravel(), 7, sigma=0.1, seed=3).tobytes())
