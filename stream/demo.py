@@ -83,16 +83,14 @@ class Demo:
         """Set up, stream, stop, replay, compare. Raises FaultError with last words."""
         result = DemoResult(folder=self._config.folder)
         began = time.monotonic()
-        self._tell(Told("making the record log", 0, 0, {}))
-        data, preset = str(self._config.data), self._config.data_set
-        self._run("import", preset, data, str(self._log), configured=False)
         with self._broker() as broker:
-            self._tell(Told("sending items, waiting until they are embedded", 0, 0, {}))
             self._run("topics", "--broker", broker)
-            self._run("produce", str(self._log), "--broker", broker, "--items-only")
-            self._run("embed", "--broker", broker, "--until-end")
+            # It compiles its loops while the log is made and the items are embedded.
             with self._worker(broker) as worker:
-                self._wait(worker, "starting the worker", lambda s: s.get("state") == "owner")
+                self._tell(Told("making the record log", 0, 0, {}))
+                data, importer = str(self._config.data), self._config.data_set
+                self._run("import", importer, data, str(self._log), configured=False)
+                self._embed(broker, worker)
                 result.setup_s = time.monotonic() - began
                 began = time.monotonic()
                 self._stream(broker, worker)
@@ -103,6 +101,20 @@ class Demo:
         self._replay(result)
         result.snapshots = len(list((self._state / "snapshots" / "epochs").glob("*/[0-9]*")))
         return result
+
+    def _embed(self, broker: str, worker: subprocess.Popen[bytes]) -> None:
+        """Send the items, have them embedded, wait until the worker holds all their vectors."""
+        self._tell(Told("sending items, waiting until they are embedded", 0, 0, {}))
+        self._run("produce", str(self._log), "--broker", broker, "--items-only")
+        self._run("embed", "--broker", broker, "--until-end", "--json")
+        vectors = json.loads(self._words("embed").read_text().splitlines()[-1])["vectors"]
+
+        def holds_all(status: Mapping[str, Any]) -> bool:
+            counts = status.get("pipeline", {})
+            held = counts.get("waiting_items", 0) + counts.get("items_applied", 0)
+            return status.get("state") == "owner" and held >= vectors
+
+        self._wait(worker, "waiting for the worker to hold the item vectors", holds_all)
 
     def _stream(self, broker: str, worker: subprocess.Popen[bytes]) -> None:
         log = RecordLog(self._log)
@@ -131,14 +143,15 @@ class Demo:
             with contextlib.suppress(OSError, ValueError):
                 status = json.loads(self._status_file.read_text())
             records = sum(status.get("positions", {}).values())
+            items = status.get("pipeline", {}).get("waiting_items", 0)
             self._tell(Told(phase, records, total, status))
             if done(status):
                 return
             if worker.poll() is not None:
                 self._exit(worker, "worker")
                 raise FaultError(f"the worker ended while {phase}")
-            if records != last:
-                last, moved = records, time.monotonic()
+            if records + items != last:
+                last, moved = records + items, time.monotonic()
             if time.monotonic() - moved > STALLED_S:
                 raise FaultError(
                     f"{phase}: nothing happened for {STALLED_S:.0f} s; see {self._config.folder}"

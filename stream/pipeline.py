@@ -164,9 +164,13 @@ class OnlinePipeline:
     ) -> PipelineReport:
         """Live only: silent partitions no longer hold others back (rule 2).
 
-        When all are silent, event time goes on by `elapsed_ms`. Each advance is counted.
+        When all are silent, event time goes on by `elapsed_ms`. Each advance is counted. A stream
+        that has not begun is not idle: leaving partitions out now would order its first events
+        by their arrival.
         """
         report = PipelineReport(now_ms=now_ms)
+        if not self.join.clock_ms and not self.sequencer.buffered:
+            return report
         self.sequencer.set_idle(silent)
         self.sequencer.idle_advances += 1
         released = self.sequencer.release()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 
 import click
@@ -13,8 +14,14 @@ from stream.commands.kafka_options import kafka_options, shell_config
 @click.command()
 @kafka_options
 @click.option("--until-end", is_flag=True, help="Stop once all items that are there are embedded.")
+@click.option("--json", "as_json", is_flag=True, help="Print the counts as JSON.")
 def command(
-    *, config_file: str | None, overrides: tuple[str, ...], broker: str | None, until_end: bool
+    *,
+    config_file: str | None,
+    overrides: tuple[str, ...],
+    broker: str | None,
+    until_end: bool,
+    as_json: bool,
 ) -> None:
     """Read item events, write item vectors; until Ctrl-C or SIGTERM.
 
@@ -40,6 +47,9 @@ def command(
     same = facts[topics.items].partitions == facts[topics.item_vectors].partitions
     logging.getLogger(__name__).info("encoder %s", embedder.version)
     counts = asyncio.run(run_embedder(config, embedder, same_partitions=same, until_end=until_end))
+    if as_json:
+        click.echo(json.dumps({"items": counts.items, "vectors": counts.vectors}))
+        return
     click.echo(
         f"{counts.items:,} items, {counts.vectors:,} vectors written, "
         f"{counts.unchanged:,} unchanged, {counts.rejected:,} rejected"
