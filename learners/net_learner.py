@@ -51,7 +51,7 @@ class NetInputs:
     """What a net reads; T tables, each with its id columns and bags.
 
     `embedded_BFD` and `pooled_BD` one entry a table; `dense_BD` standardised, `raw_BD` not.
-    `target_BC` and `pooled_BC` content vectors, zero where missing; empty without content.
+    `target_BC` and `pooled_BC` content vectors, zero where missing.
     """
 
     embedded_BFD: tuple[Tensor, ...]

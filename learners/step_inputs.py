@@ -27,7 +27,7 @@ class StepInputs:
     `flag_B` says which rows are learned from (id_kernels.READ, LEARN, LEARN_AND_COUNT); rows with
     a number that is not finite are read only, with 0 in its place. `weight_B` is 0 where nothing
     is learned. `counted_B` 1 for rows that running moments count. `target_BC` and `pooled_BC` are
-    empty without content. `clock_ms` is the newest event time.
+    zero where there is no vector. `clock_ms` is the newest event time.
     """
 
     rows: int
@@ -76,7 +76,7 @@ def step_inputs(batch: MiniBatch, spec: FeatureSpec, device: torch.device) -> St
     sample_B = _padded(batch.row_kind_B, more) == int(RowKind.SAMPLE)
     flag_B = torch.where(sample_B, LEARN_AND_COUNT, LEARN).where(labelled_B, torch.tensor(READ))
     weight_B = weight_B * labelled_B
-    target_BC, pooled_BC, present_B1 = _content(batch.content, b, more, device)
+    target_BC, pooled_BC, present_B1 = _content(batch.content, spec, b + more, device)
     return StepInputs(
         rows=b,
         ids_BF=_padded(batch.ids_BF, more).numpy(),
@@ -110,16 +110,19 @@ def _put(x: Tensor, device: torch.device) -> Tensor:
 
 
 def _content(
-    content: ContentRows | None, b: int, more: int, device: torch.device
+    content: ContentRows | None, spec: FeatureSpec, rows: int, device: torch.device
 ) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
     """Vectors of the targets, mean vectors of the histories, and where a target has one.
 
     Gathered and pooled on the host, because the table may be a whole cache: only what the batch
-    reads goes to the device.
+    reads goes to the device. A batch without content has no vector anywhere.
     """
     if content is None:
-        return torch.empty(0), (), torch.zeros(b + more, 1, device=device)
+        histories = sum(bag.is_history for bag in spec.bags)
+        zeros_BC = torch.zeros(rows, spec.content_dim, device=device)
+        return zeros_BC, (zeros_BC,) * histories, torch.zeros(rows, 1, device=device)
     table, none = content.table_VC, len(content.table_VC) - 1
+    more = rows - len(content.target_B)
     target_BC = functional.embedding(_padded(content.target_B, more, none), table).float()
     pooled = []
     for bag_BL, inv_len_B in zip(content.bags_BL, content.bag_inv_len_B, strict=True):

@@ -24,14 +24,14 @@ class IdContentConfig(StepConfig):
     cross_rank: int = 32
     hidden: tuple[int, ...] = (64, 32)
     content_projection: int = 16
-    """Columns that each content vector is projected to; 0: content gives similarity only."""
+    """Columns that each content vector is projected to."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
         super().__post_init__()
-        if self.cross_layers < 0 or self.cross_rank < 1 or self.content_projection < 0:
+        if self.cross_layers < 0 or self.cross_rank < 1 or self.content_projection < 1:
             raise ValueError(
-                "id_content: cross_layers >= 0, cross_rank >= 1 and content_projection >= 0, got "
+                "id_content: cross_layers >= 0, cross_rank and content_projection >= 1, got "
                 f"{self.cross_layers}, {self.cross_rank}, {self.content_projection}"
             )
         if not self.hidden or min(self.hidden) < 1:
@@ -81,8 +81,6 @@ class IdContentNet(nn.Module):
         """Projections of the target's and the histories' vectors, their cosines, presence."""
         if not self.content_dim:
             return []
-        if not len(x.target_BC):
-            raise ValueError("the batch has no content, but the spec has content_dim > 0")
         shape = (self.content_dim,)
         target_BC = functional.layer_norm(x.target_BC, shape)
         parts = [self.target(target_BC), x.present_B1]

@@ -236,6 +236,16 @@ def check_single_rows(make: Make) -> None:
         assert torch.isfinite(report.loss)
 
 
+def check_empty_batch_changes_nothing(make: Make) -> None:
+    learner, stream = trained(make, steps=2)
+    before, batch = state_of(learner), take(stream.batch(3), slice(0, 0))
+    assert learner.predict_many(batch).shape == (0,)
+    report = learner.learn_many(batch)
+    assert report.logits_B.shape == (0,)
+    assert int(report.skipped) == 0
+    assert_same_state(before, state_of(learner))
+
+
 def check_neighbours_do_not_matter(make: Make) -> None:
     learner, stream = trained(make, steps=10)
     batch = stream.batch(96)
@@ -348,6 +358,7 @@ EVERY_LEARNER = (
     check_one_bad_row_costs_one_row,
     check_unseen_and_missing_are_legal,
     check_single_rows,
+    check_empty_batch_changes_nothing,
     check_neighbours_do_not_matter,
     check_same_seed_same_bits,
     check_unlabelled_rows_change_nothing,

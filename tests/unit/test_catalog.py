@@ -40,7 +40,7 @@ def test_options_reach_nested_configurations():
         ("id_content", {"device": "tpu"}, "tpu"),
         ("id_content", {"threads": 0}, "at least 1, got 0"),
         ("id_content", {"hidden": []}, "one layer of one unit"),
-        ("id_content", {"cross_rank": 0}, "cross_rank >= 1"),
+        ("id_content", {"cross_rank": 0}, "cross_rank and content_projection >= 1"),
         ("base_rate", {"prior_rate": 1.5}, "prior_rate < 1"),
         ("smoothed_rates", {"counters": ["user", "user"]}, "named twice"),
         ("smoothed_rates", {"counters": ["uzer"]}, "no rate of 'uzer'.*item, user"),
@@ -140,3 +140,22 @@ def test_prediction_hardly_jumps_when_an_id_gets_its_row():
     assert learner.counts()["ids8_rows"] == rows + 8
     after = torch.sigmoid(learner.predict_many(batch))
     assert 0 < (after - before).abs().max() < 2e-3
+
+
+def test_batch_without_content_is_one_without_vectors():
+    learner, stream = (
+        catalog.build("id_content", small_spec(), {"device": "cpu"}),
+        BatchMaker(small_spec()),
+    )
+    for _ in range(5):
+        learner.learn_many(stream.batch(40))
+    batch = stream.batch(11)
+    none = len(batch.content.table_VC) - 1
+    missing = dataclasses.replace(
+        batch.content,
+        target_B=torch.full((11,), none),
+        missing_B=torch.ones(11, dtype=torch.bool),
+        bags_BL=tuple(torch.full_like(bag, none) for bag in batch.content.bags_BL),
+    )
+    expected = learner.predict_many(dataclasses.replace(batch, content=missing))
+    assert torch.equal(learner.predict_many(dataclasses.replace(batch, content=None)), expected)
