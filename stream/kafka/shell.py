@@ -53,6 +53,10 @@ class Host(Protocol):
         """True while a rebalance or the end is under way."""
         ...
 
+    def group_error(self) -> BaseException | None:
+        """What keeps this member out of its group for good."""
+        ...
+
     def end_offset(self, tp: TopicPartition) -> int | None:
         """End of the partition as of the last fetch; None when not known."""
         ...
@@ -183,6 +187,8 @@ class Shell:
             owner = self.owner
             if owner is None or message.generation_id != self._host.generation():
                 return  # fetched before a rebalance: it comes again
+            if self.failure is not None:
+                return  # what ends this worker has been told once
             tp = TopicPartition(message.tp.topic, message.tp.partition)
             before = owner.wanted
             now_ms = time.time_ns() // 1_000_000
@@ -202,6 +208,12 @@ class Shell:
 
     async def beat(self) -> None:
         """Between batches: idle time, commits and the status file."""
+        if (error := self._host.group_error()) is not None:
+            group = self._config.kafka.group
+            raise InputError(
+                f"joining group '{group}' failed: {error}; is another program in it? Choose "
+                "another kafka.group"
+            )
         owner = self.owner
         if owner is None or self._host.busy_elsewhere():
             return

@@ -142,6 +142,20 @@ class Consumer(driver.Consumer):
         """Say that the app's wanted partitions changed. Any thread may call."""
         self._thread.wake()
 
+    def group_error(self) -> BaseException | None:
+        """What keeps this member out of its group for good; None while all is well.
+
+        aiokafka waits with it until somebody polls, which Faust does not.
+        """
+        consumer = self._thread._consumer
+        coordinator = getattr(consumer, "_coordinator", None)
+        if coordinator is None:
+            return None
+        task = getattr(coordinator, "_coordination_task", None)
+        if task is not None and task.done() and not task.cancelled() and task.exception():
+            return cast("BaseException", task.exception())
+        return cast("BaseException | None", getattr(coordinator, "_pending_exception", None))
+
     async def perform_seek(self) -> None:
         """Seek every assigned partition: to the app's own position where it has any.
 

@@ -35,6 +35,7 @@ class WorkerApp(faust.App):
     shell: Shell
     assignor_class: type[OneOwnerAssignor]
     stop_timeout_s: float
+    tick_s: float
 
     async def start_offsets(self, partitions: frozenset[TP]) -> Mapping[TP, int]:
         """Where the transport seeks to at the end of a rebalance."""
@@ -57,6 +58,18 @@ class WorkerApp(faust.App):
         timer.start()
         await super().on_stop()
 
+    @faust.Service.task
+    async def _beat(self) -> None:
+        # A task of the service, not of the app: those begin with the first assignment, and a
+        # member that its group does not take has none.
+        while not self.should_stop:
+            await self.sleep(self.tick_s)
+            try:
+                await self.shell.beat()
+            except Exception as error:  # noqa: BLE001 - any failure ends the worker, with its reason
+                await self.shell.fail(error)
+                return
+
     # Host of the shell
 
     def generation(self) -> int:
@@ -66,6 +79,10 @@ class WorkerApp(faust.App):
     def busy_elsewhere(self) -> bool:
         """True while a rebalance or the end is under way."""
         return bool(self.rebalancing or self.should_stop)
+
+    def group_error(self) -> BaseException | None:
+        """What keeps this member out of its group for good."""
+        return self._batch_consumer.group_error()
 
     def end_offset(self, tp: TopicPartition) -> int | None:
         """End of the partition as of the last fetch; None when not known."""
@@ -163,6 +180,7 @@ def _new_app(config: ShellConfig, scratch: str) -> WorkerApp:
         producer_request_timeout=worker.dead_letter_timeout_s,
     )
     app.stop_timeout_s = worker.stop_timeout_s
+    app.tick_s = worker.tick_ms / 1000
     app.assignor_class = assignor_for(time.time_ns() // 1_000_000)
     _connect(app, config)
     return app
@@ -174,14 +192,6 @@ def _connect(app: WorkerApp, config: ShellConfig) -> None:
     async def pump(stream: Any) -> None:
         async for event in stream.noack().events():
             await app.shell.on_batch(event.message)
-
-    async def beat() -> None:
-        while not app.should_stop:
-            await app.sleep(config.worker.tick_ms / 1000)
-            try:
-                await app.shell.beat()
-            except Exception as error:  # noqa: BLE001 - any failure ends the worker, with its reason
-                await app.shell.fail(error)
 
     async def revoked(*args: Any, **_: Any) -> None:
         if args[1]:
@@ -195,7 +205,6 @@ def _connect(app: WorkerApp, config: ShellConfig) -> None:
         await app.shell.stop()
 
     app.agent(app.topic(*config.topics.stream, acks=False), name="pump")(pump)
-    app.task(beat)
     # Signals hold their receivers weakly; the app keeps these alive.
     app.on_partitions_revoked.connect(revoked, weak=False)
     app.on_partitions_assigned.connect(assigned, weak=False)

@@ -192,6 +192,20 @@ def test_missing_topic_and_unequal_partitions_are_wrong_input(broker, names, tmp
         assert "both need the same number" in child.lines[-1]
 
 
+def test_group_of_another_program_is_refused(broker, names, tmp_path):
+    group = unique("foreign")
+    other = KafkaConsumer(names["impressions"], bootstrap_servers=broker, group_id=group)
+    try:
+        deadline = time.monotonic() + 30
+        while not other.assignment() and time.monotonic() < deadline:
+            other.poll(200)
+        with worker(broker, names, tmp_path, group=group) as child:
+            assert child.wait() == 2
+            assert "is another program in it?" in child.lines[-1]
+    finally:
+        other.close()
+
+
 def test_broker_that_is_away_is_one_clear_line(names, tmp_path):
     with worker("127.0.0.1:1", names, tmp_path, connect_s=2.0) as child:
         assert child.wait() == 1
