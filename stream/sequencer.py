@@ -35,6 +35,8 @@ class _Chunk:
     columns: EventColumns
     clock_n: I64
     key_n: I64
+    jump_n: I64
+    """Rows whose claim to a later time was cut short."""
     taken: int = 0
     rejected_taken: int = 0
 
@@ -172,9 +174,9 @@ class Sequencer:
         if not len(batch):
             return
         p.idle = False
-        clock_n = self._clocks(p, columns)
+        clock_n, jump_n = self._clocks(p, columns)
         key_n = clock_n << _CLOCK_SHIFT | p.rank << _RANK_SHIFT | p.number
-        chunk = _Chunk(batch, columns, clock_n, key_n)
+        chunk = _Chunk(batch, columns, clock_n, key_n, jump_n)
         # A partition may have gaps: the record that was begun is the first from there on.
         if p.position.index and not p.chunks and batch.offset_n[0] >= p.position.next_offset:
             first = (columns.record_n == 0) & (columns.index_n < p.position.index)
@@ -188,17 +190,19 @@ class Sequencer:
             p.seen_clock = int(clock_n[-1])
             p.seen_key = max(p.seen_key, int(key_n[-1]))
 
-    def _clocks(self, p: _Partition, columns: EventColumns) -> I64:
-        """Partition clock after each row, int64 [n]; jumps beyond `max_jump_ms` are cut short."""
+    def _clocks(self, p: _Partition, columns: EventColumns) -> tuple[I64, I64]:
+        """Partition clock after each row, int64 [n], and the rows cut short at `max_jump_ms`."""
+        none = np.zeros(0, np.int64)
         if not len(columns):
-            return np.zeros(0, np.int64)
+            return none, none
         ts = columns.ts_ms_n
         start = p.seen_clock or int(ts[np.argmax(ts > 0)])
         clock = np.maximum.accumulate(np.maximum(ts, start))
         steps = np.diff(clock, prepend=start)
         jumps = (steps > self._max_jump_ms) & (columns.kind_n != EventKind.WATERMARK)
         if not jumps.any():
-            return clock
+            return clock, none
+        cut: list[int] = []
         marks = columns.kind_n == EventKind.WATERMARK
         # From where the cut clock has caught up with the running maximum, that one holds again,
         # until its own next jump.
@@ -206,14 +210,15 @@ class Sequencer:
         while i < len(clock):
             before = int(clock[i - 1]) if i else start
             limit = int(ts[i]) if marks[i] else before + self._max_jump_ms
-            self.clock_jumps += int(ts[i]) > limit
+            if int(ts[i]) > limit:
+                cut.append(i)
             uncut = int(clock[i])
             clock[i] = max(before, min(int(ts[i]), limit))
             i += 1
             if clock[i - 1] == uncut:
                 rest = np.flatnonzero(jumps[i:])
                 i = i + int(rest[0]) if len(rest) else len(clock)
-        return clock
+        return clock, np.array(cut, np.int64)
 
     def finish(self, tp: TopicPartition) -> None:
         """A replayed log holds no more records of this partition: it holds nobody back."""
@@ -250,6 +255,8 @@ class Sequencer:
         columns, batch = chunk.columns, chunk.batch
         start, chunk.taken = chunk.taken, stop
         p.buffered -= stop - start
+        # Counted here and not when fetched: what was not released is fetched again after a restart.
+        self.clock_jumps += int(np.count_nonzero((chunk.jump_n >= start) & (chunk.jump_n < stop)))
         if stop:
             p.clock = int(chunk.clock_n[stop - 1])
         if stop == len(columns):

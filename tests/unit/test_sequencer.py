@@ -106,6 +106,18 @@ def test_a_jump_of_the_clock_is_cut_short_but_a_watermark_is_believed():
     assert made.clock_jumps == 2
 
 
+def test_jumps_are_counted_when_they_are_released():
+    made = sequencer(I0, C0, jump=100)
+    push(made, I0, [1_000, 9_000, 9_000])
+    assert made.clock_jumps == 0
+    push(made, C0, [1_000, 1_090, 1_150])
+    made.release()
+    assert made.clock_jumps == 1
+    made.finish(C0)
+    made.release()
+    assert made.clock_jumps == 2
+
+
 def test_rejected_rows_take_the_clock_and_are_told_once():
     made = sequencer(I0)
     push(made, I0, [10, 0, 30], kinds=[EventKind.ORGANIC, EventKind.REJECTED, EventKind.ORGANIC])
