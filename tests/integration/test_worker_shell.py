@@ -10,6 +10,7 @@ import msgpack
 import pytest
 from kafka import KafkaConsumer
 from kafka import TopicPartition as KafkaPartition
+from kafka.admin import KafkaAdminClient
 
 from tests.support.kafka_process import Child
 from tests.support.kafka_topics import make_topics, send, send_numbers, unique
@@ -20,7 +21,12 @@ SCRIPT = "tests/support/kafka_fake_worker.py"
 
 @pytest.fixture
 def names(broker):
-    """Fresh topics with two partitions each, and a group."""
+    """Fresh topics by role."""
+    return make_names(broker)
+
+
+def make_names(broker):
+    """Topics with two partitions each."""
     tag = unique("")
     topics = {
         "impressions": f"imp{tag}",
@@ -93,6 +99,34 @@ def test_graceful_stop_writes_a_snapshot_and_a_restart_goes_on_from_it(broker, n
         starts = child.event("assign")["starts"]
     assert sum(starts.values()) == first
     proved(tmp_path, 2000)
+
+
+def test_commits_follow_durable_snapshots(broker, names, tmp_path):
+    fill(broker, names, 300)
+    group = unique("commits")
+    with worker(broker, names, tmp_path, group=group, every=100) as child:
+        child.until(lambda c: total(c) == 1200)
+        assert child.stop() == 0, child.tail()
+    admin = KafkaAdminClient(bootstrap_servers=broker)
+    try:
+        committed = admin.list_group_offsets({group: None})[group]
+    finally:
+        admin.close()
+    assert {(tp.topic, tp.partition): at.offset for tp, at in committed.items()} == {
+        (names[role], p): 300 for role in ("impressions", "clicks") for p in range(2)
+    }
+
+
+def test_stop_with_the_broker_down_is_bounded_and_writes_the_snapshot(own_kafka, tmp_path):
+    topics = make_names(own_kafka.address)
+    fill(own_kafka.address, topics, 300)
+    with worker(own_kafka.address, topics, tmp_path) as child:
+        child.until(lambda c: total(c) == 1200)
+        own_kafka.kill()
+        code = child.stop(timeout_s=60)
+        assert code in {0, 1}
+        assert code == 0 or "ended by force" in child.text
+    proved(tmp_path, 300)
 
 
 def test_kill_in_mid_flight_loses_and_repeats_nothing(broker, names, tmp_path):
