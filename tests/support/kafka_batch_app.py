@@ -59,10 +59,38 @@ class App(faust.App):
         await self.crash(exc)
 
 
-def main() -> None:
-    broker, group, file, *topics = sys.argv[1:]
-    options = json.loads(os.environ.get("MILLRACE_TEST_APP", "{}"))
-    register()
+def train(app: App, options: dict[str, Any], tp: TP, records: list[Any]) -> None:
+    """What the pipeline thread does with a batch: move the position, save it, tell."""
+    time.sleep(options.get("slow_s", 0))
+    p = app.positions[tp]
+    if records[0].offset != p["next"]:
+        say("gap", tp=list(tp), expected=p["next"], got=records[0].offset)
+    for record in records:
+        p["next"] = record.offset + 1
+        p["count"] += 1
+        p["sum"] += record.offset
+    app.save()
+    shown = [
+        {
+            "offset": r.offset,
+            "key": None if r.key is None else r.key.decode(),
+            "value": None if r.value is None else r.value.decode(),
+            "headers": [[k, v.decode()] for k, v in r.headers],
+            "timestamp": r.timestamp,
+        }
+        for r in records
+    ]
+    say(
+        "batch",
+        tp=list(tp),
+        n=len(records),
+        next=records[-1].offset + 1,
+        **({"records": shown} if options.get("show") else {}),
+    )
+
+
+def new_app(broker: str, group: str, file: Path, options: dict[str, Any]) -> App:
+    """The app, its positions to be kept in `file`."""
     app = App(
         group,
         broker=f"{SCHEME}://{broker}",
@@ -70,7 +98,7 @@ def main() -> None:
         key_serializer="raw",
         store="memory://",
         web_enabled=False,
-        datadir=str(Path(file).parent / f"faust-{os.getpid()}"),
+        datadir=str(file.parent / f"faust-{os.getpid()}"),
         topic_allow_declare=False,
         topic_disable_leader=True,
         table_standby_replicas=0,
@@ -80,39 +108,16 @@ def main() -> None:
         broker_session_timeout=6.0,
         broker_heartbeat_interval=1.0,
     )
-    app.load(Path(file))
+    app.load(file)
     if options.get("one_owner", True):
         app.assignor_class = assignor_for(time.time_ns() // 1_000_000)
+    return app
+
+
+def connect(app: App, topics: list[str], options: dict[str, Any]) -> None:
+    """Agent and signals: a batch at a time, waited for before partitions go."""
     pool = ThreadPoolExecutor(1)
     lock = asyncio.Lock()
-
-    def train(tp: TP, records: list[Any]) -> None:
-        time.sleep(options.get("slow_s", 0))
-        p = app.positions[tp]
-        if records[0].offset != p["next"]:
-            say("gap", tp=list(tp), expected=p["next"], got=records[0].offset)
-        for record in records:
-            p["next"] = record.offset + 1
-            p["count"] += 1
-            p["sum"] += record.offset
-        app.save()
-        shown = [
-            {
-                "offset": r.offset,
-                "key": None if r.key is None else r.key.decode(),
-                "value": None if r.value is None else r.value.decode(),
-                "headers": [[k, v.decode()] for k, v in r.headers],
-                "timestamp": r.timestamp,
-            }
-            for r in records
-        ]
-        say(
-            "batch",
-            tp=list(tp),
-            n=len(records),
-            next=records[-1].offset + 1,
-            **({"records": shown} if options.get("show") else {}),
-        )
 
     @app.agent(app.topic(*topics, acks=False))
     async def pump(stream):
@@ -122,20 +127,28 @@ def main() -> None:
                 if message.generation_id != app.consumer_generation_id:
                     continue
                 await asyncio.get_running_loop().run_in_executor(
-                    pool, train, message.tp, message.value
+                    pool, train, app, options, message.tp, message.value
                 )
 
-    @app.on_partitions_revoked.connect
-    async def wait_for_batch(app, revoked, **_):
+    async def wait_for_batch(_app, revoked, **_):
         if revoked:
             async with lock:
                 say("revoked")
 
-    @app.on_before_shutdown.connect
-    async def stopping(app, **_):
+    async def stopping(*_, **__):
         async with lock:
             say("stopping")
 
+    app.on_partitions_revoked.connect(wait_for_batch, weak=False)
+    app.on_before_shutdown.connect(stopping, weak=False)
+
+
+def main() -> None:
+    broker, group, file, *topics = sys.argv[1:]
+    options = json.loads(os.environ.get("MILLRACE_TEST_APP", "{}"))
+    register()
+    app = new_app(broker, group, Path(file), options)
+    connect(app, topics, options)
     worker = faust.Worker(
         app, override_logging=False, redirect_stdouts=False, quiet=True, loglevel="WARNING"
     )
