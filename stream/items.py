@@ -163,6 +163,10 @@ class ItemTable:
         self.version += applied > 0
         return applied
 
+    def read_again(self) -> None:
+        """Forget how far the topic was read: the store is empty and must be filled anew."""
+        self._pending.positions.clear()
+
     def lookup(
         self, target_B: I64, bags_BL: Sequence[I64] = (), *, compact: bool = False
     ) -> BatchRows:

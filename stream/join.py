@@ -59,7 +59,7 @@ class JoinState:
         self.truncated_histories = 0
         self.opened = _open_arrays(shape, 0)
         self.queues = k.Queues(
-            seen=np.zeros((1 << 12, 2), np.int64), forget=np.zeros((1 << 12, 2), np.int64),
+            seen=np.zeros((1 << 12, 2), np.int64), forget=np.zeros((1 << 12, 3), np.int64),
             heap=np.zeros((0, 3), np.int64), free=np.zeros(0, np.int64),
             fresh=np.zeros((0, 2), np.int64), out=np.zeros(0, np.int64),
             pending=np.zeros((0, 4), np.int64), scalars=np.zeros(k.SCALARS, np.int64),
@@ -156,6 +156,13 @@ class JoinState:
         self.queues.free[s[k.N_FREE] : s[k.N_FREE] + len(slots)] = slots[::-1]
         s[k.N_FREE] += len(slots)
 
+    def drop_names_of_closed(self) -> None:
+        """Forget the string ids of impressions that were evicted."""
+        q, s = self.queues, self.queues.scalars
+        slots = np.concatenate([q.heap[: s[k.N_HEAP], 2], self.out()])
+        alive = set(self.opened.key[slots].tolist())
+        self.names = {key: name for key, name in self.names.items() if key in alive}
+
     def is_open(self, key: int) -> bool:
         """Whether the impression with this key is open or waits for its batch."""
         place = k.find(self.queues.seen, key)
@@ -163,16 +170,17 @@ class JoinState:
             return True
         return bool((self.opened.key[self.out()] == key).any())
 
-    def samples(self, slots: NDArray[np.int64]) -> Samples:
-        """The rows of these slots, copied out."""
+    def samples(self, slots: NDArray[np.int64], *, settled: bool = False) -> Samples:
+        """The rows of these slots, copied out; `settled` ones count what their histories lost."""
         o = self.opened
         histories, lengths = [], []
         for h, length in enumerate(self.shape.histories):
             keys = np.empty((len(slots), length), np.int64)
             length_n = np.empty(len(slots), np.int64)
-            self.truncated_histories += k.read_histories(
+            lost = k.read_histories(
                 slots, o, self.users.arrays, h, self.params.ring, keys, length_n
             )
+            self.truncated_histories += lost if settled else 0
             histories.append(keys)
             lengths.append(length_n)
         return Samples(
@@ -228,15 +236,17 @@ class JoinState:
                 )
             target[used] = source
         scalars, tallies = part.array("scalars", np.int64).copy(), part.array("tallies", np.int64)
-        if tallies.shape != self.queues.tallies.shape or len(scalars) != k.SCALARS:
-            raise ValueError("part 'join': other click kinds, or of another version")
         forget = part.array("forget", np.int64)
+        fits = tallies.shape == self.queues.tallies.shape and forget.shape[1:] == (3,)
+        if not fits or len(scalars) != k.SCALARS:
+            raise ValueError("part 'join': other click kinds, or of another version")
         scalars[k.FORGET_HEAD], scalars[k.FORGET_TAIL] = 0, len(forget)
         queues = {n: _room(part.array(n, np.int64).copy(), slots) for n in _QUEUES}
         capacity = 1 << max(12, len(forget).bit_length())
         self.opened = opened
         self.queues = k.Queues(
-            seen=table_of(part.array("seen", np.int64)), forget=_room(forget.copy(), capacity),
+            seen=table_of(part.array("seen", np.int64)),
+            forget=np.concatenate([forget, np.zeros((capacity - len(forget), 3), np.int64)]),
             scalars=scalars, tallies=tallies.copy(), **queues,
         )  # fmt: skip
         self.names = {row[0]: (row[1], row[2], row[3]) for row in part.meta["names"]}
@@ -278,7 +288,7 @@ def _grown_ring(ring: k.I64, s: k.I64, need: int) -> k.I64:
     capacity = len(ring)
     while capacity < need:
         capacity *= 2
-    new = np.zeros((capacity, 2), np.int64)
+    new = np.zeros((capacity, 3), np.int64)
     order = np.arange(s[k.FORGET_HEAD], s[k.FORGET_TAIL]) & (len(ring) - 1)
     new[: len(order)] = ring[order]
     s[k.FORGET_HEAD], s[k.FORGET_TAIL] = 0, len(order)

@@ -295,14 +295,19 @@ def pop_heap(heap: I64, n: int) -> None:
 
 
 @njit(cache=True, nogil=True)
-def remember(queues: Queues, key: int, value: int, until: int) -> None:
-    """Note an id in `seen`, and when it may be forgotten."""
+def remember(queues: Queues, key: int, value: int, ts: int, p: Params) -> None:
+    """Note an id in `seen`, and when it may be forgotten.
+
+    An event may be ahead of the clock, which walks through a gap: its id stays until the clock has
+    passed its own time, too.
+    """
     s = queues.scalars
     insert(queues.seen, key, value)
     s[N_SEEN] += 1
     tail = s[FORGET_TAIL] & (queues.forget.shape[0] - 1)
     queues.forget[tail, 0] = key
-    queues.forget[tail, 1] = until
+    queues.forget[tail, 1] = s[CLOCK] + p.window_ms + p.horizon_ms
+    queues.forget[tail, 2] = max(ts, s[CLOCK]) + p.window_ms + p.horizon_ms
     s[FORGET_TAIL] += 1
 
 
@@ -315,11 +320,21 @@ def forget(queues: Queues, watermark: int, p: Params) -> None:
     """
     s = queues.scalars
     ring = queues.forget
-    while s[FORGET_HEAD] < s[FORGET_TAIL]:
+    last = s[FORGET_TAIL]
+    while s[FORGET_HEAD] < last:
         head = s[FORGET_HEAD] & (ring.shape[0] - 1)
+        if ring[head, 1] >= watermark and s[N_SEEN] < p.ids_max:
+            break
+        if ring[head, 2] > ring[head, 1] and ring[head, 2] >= watermark:
+            key, keep = ring[head, 0], ring[head, 2]
+            tail = s[FORGET_TAIL] & (ring.shape[0] - 1)
+            ring[tail, 0] = key
+            ring[tail, 1] = min(keep, s[CLOCK] + p.window_ms + p.horizon_ms)
+            ring[tail, 2] = keep
+            s[FORGET_TAIL] += 1
+            s[FORGET_HEAD] += 1
+            continue
         if ring[head, 1] >= watermark:
-            if s[N_SEEN] < p.ids_max:
-                break
             s[FORCED_FORGETS] += 1
             s[FLOOR] = max(s[FLOOR], ring[head, 1] - p.window_ms - p.horizon_ms + 1)
         place = find(queues.seen, ring[head, 0])
@@ -561,7 +576,7 @@ def admit(
         opened.dense[slot, f] = shown.dense[m, f]
     bucket = s[CLOCK] // p.bucket_ms
     freeze_counters(opened, slot, shown.counter_keys[m], counters, s, bucket, p)
-    remember(queues, e.key[i], slot + OPEN_SLOT, s[CLOCK] + p.window_ms + p.horizon_ms)
+    remember(queues, e.key[i], slot + OPEN_SLOT, e.ts[i], p)
     join_early_clicks(queues, slot, opened, shown.click_keys[m], p)
     push_pending(queues, EXPOSED, slot, number, 0)
     due = e.ts[i] + p.window_ms
@@ -579,14 +594,13 @@ def click(e: Events, i: int, queues: Queues, opened: Open, users: Users, p: Para
     """Join a click with its impression, or let it wait, or count it late (rules 4 and 11)."""
     s = queues.scalars
     kind = e.click_kind[i]
-    until = s[CLOCK] + p.window_ms + p.horizon_ms
     place = find(queues.seen, e.impression_key[i])
     if place < 0:
-        remember(queues, e.key[i], (e.ts[i] << 5) | kind, until)
+        remember(queues, e.key[i], (e.ts[i] << 5) | kind, e.ts[i], p)
         s[WAITING] += 1
         return
     value = queues.seen[place, 1]
-    remember(queues, e.key[i], SEEN_DONE, until)
+    remember(queues, e.key[i], SEEN_DONE, e.ts[i], p)
     if value >= OPEN_SLOT:
         slot = value - OPEN_SLOT
         row = opened.user_row[slot]
@@ -608,7 +622,7 @@ def other_click(e: Events, i: int, known: int, queues: Queues, users: Users, p: 
     if known == queues.tallies.shape[0] - 1 or find(queues.seen, e.impression_key[i]) < 0:
         queues.tallies[known, ORPHAN] += 1
         return
-    remember(queues, e.key[i], SEEN_DONE, s[CLOCK] + p.window_ms + p.horizon_ms)
+    remember(queues, e.key[i], SEEN_DONE, e.ts[i], p)
     queues.tallies[known, JOINED] += 1
     row = user_row(users, e.user[i], s, p.users_max)
     push_pending(queues, CLICKED, row, e.item[i], known)
@@ -662,7 +676,7 @@ def advance(
         if kind == 0:
             admit(e, i, shown, queues, opened, users, counters, p)
         elif kind == 2:
-            remember(queues, e.key[i], SEEN_DONE, s[CLOCK] + p.window_ms + p.horizon_ms)
+            remember(queues, e.key[i], SEEN_DONE, e.ts[i], p)
             queues.tallies[known, ORGANIC] += 1
             row = user_row(users, e.user[i], s, p.users_max)
             push_pending(queues, INTERACTED, row, e.item[i], known)

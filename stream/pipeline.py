@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from infra.state import Part
@@ -53,7 +52,6 @@ class PipelineReport:
     samples: int = 0
     steps: int = 0
     predictions: list[Predictions] = field(default_factory=list)
-    losses: list[torch.Tensor] = field(default_factory=list)
     dead_letters: list[DeadLetter] = field(default_factory=list)
     clock_ms: int = 0
 
@@ -92,6 +90,7 @@ class OnlinePipeline:
         self.rejected_by_reason: dict[str, int] = {}
         self.unknown_fields: dict[str, int] = {}
         self._started = False
+        self._evicted = 0
 
     def assign(self, positions: Sequence[Position]) -> None:
         """Take partitions on, at their positions; those held already stay as they are."""
@@ -114,6 +113,10 @@ class OnlinePipeline:
         """Continue with another source: positions restart, clocks and state go on (rule 7)."""
         self.sequencer.rebase(positions)
 
+    def drop(self, partitions: Iterable[TopicPartition]) -> None:
+        """Forget partitions that no longer exist; state that came of them stays."""
+        self.sequencer.drop(partitions)
+
     def mark_finished(self, partitions: Iterable[TopicPartition]) -> None:
         """Replay only: these partitions of the present source bring no more records."""
         for tp in partitions:
@@ -132,7 +135,7 @@ class OnlinePipeline:
             stream = self.plan.config.stream
             rest = self.plan.config.window_ms + stream.lateness_ms + stream.linger_ms + 1
             last = max(clock, self.join.last_settle_ms - self.plan.config.window_ms)
-            self._events(self._keys.tick(last + rest), report)
+            self._tick(last + rest, report)
         report.clock_ms = self.join.clock_ms
         return report
 
@@ -171,13 +174,15 @@ class OnlinePipeline:
         report = PipelineReport(now_ms=now_ms)
         if not self.join.clock_ms and not self.sequencer.buffered:
             return report
-        self.sequencer.set_idle(silent)
-        self.sequencer.idle_advances += 1
+        all_silent = set(silent) >= set(self.sequencer.partitions)
+        advanced = self.sequencer.set_idle(silent)
         released = self.sequencer.release()
         if released is not None:
             self._run(released, report)
-        elif set(silent) >= set(self.sequencer.partitions) and self.join.clock_ms:
-            self._events(self._keys.tick(self.join.clock_ms + elapsed_ms), report)
+        elif all_silent and self.join.clock_ms:
+            self._tick(self.join.clock_ms + elapsed_ms, report)
+            advanced = True
+        self.sequencer.idle_advances += advanced
         report.clock_ms = self.join.clock_ms
         return report
 
@@ -191,8 +196,9 @@ class OnlinePipeline:
         self.sequencer.push(batch, columns)
 
     def _run(self, released: Released, report: PipelineReport) -> None:
-        if not self._started:
-            self.items.apply_until(int(released.clock_n[0]))
+        if not self._started and released.clock_n[-1] > 0:
+            # Rejected records before the first event have no time of their own.
+            self.items.apply_until(int(released.clock_n[np.argmax(released.clock_n > 0)]))
             self._started = True
         for letter in released.rejected:
             self._reject(letter, report)
@@ -234,6 +240,12 @@ class OnlinePipeline:
         report.events += n
         return chunk.events.verdict
 
+    def _tick(self, clock_ms: int, report: PipelineReport) -> None:
+        """Let event time alone go on; no event is counted."""
+        self._events(self._keys.tick(clock_ms), report)
+        self.counts["events"] -= 1
+        report.events -= 1
+
     def _note_names(self, chunk: Chunk) -> None:
         """Keep string ids while their impressions are open: keys do not give them back."""
         rows = np.flatnonzero(chunk.events.kind == EventKind.IMPRESSION)
@@ -244,6 +256,9 @@ class OnlinePipeline:
                 self.join.names.setdefault(key, name)
 
     def _forget_names(self, chunk: Chunk) -> None:
+        if self.join.names and self.join.scalar(k.EVICTED) != self._evicted:
+            self._evicted = self.join.scalar(k.EVICTED)
+            self.join.drop_names_of_closed()
         if chunk.names is None:
             return
         unused = chunk.events.verdict != k.OK
@@ -260,7 +275,7 @@ class OnlinePipeline:
             self.join.fresh()
         slots = self.join.out()
         with self._span("assemble"):
-            samples = self.join.samples(slots)
+            samples = self.join.samples(slots, settled=True)
             batch = self._assembler.batch(samples)
         with self._span("train_step"):
             step = self.learner.learn_many(batch)
@@ -269,7 +284,6 @@ class OnlinePipeline:
             logits = step.logits_B.detach().cpu().numpy()
         labels = batch.labels_BK.numpy()
         report.predictions.append(self._predictions(samples, labels, logits))
-        report.losses.append(step.loss)
         report.samples += len(samples)
         report.steps += 1
         self.counts["steps"] += 1

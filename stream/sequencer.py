@@ -139,6 +139,12 @@ class Sequencer:
             if tp not in self._partitions:
                 self._partitions[tp] = _Partition(tp.partition, ranks[tp.topic], position)
 
+    def drop(self, partitions: Iterable[TopicPartition]) -> None:
+        """Forget partitions: another log has fewer of them, or others."""
+        for tp in partitions:
+            assert not self._partitions[tp].chunks, f"{tp} still has rows"
+            del self._partitions[tp]
+
     def rebase(self, positions: Iterable[Position]) -> None:
         """Continue with another source: positions restart, clocks and keys go on (rule 7)."""
         for position in positions:
@@ -169,33 +175,41 @@ class Sequencer:
         )
 
     def push(self, batch: RecordBatch, columns: EventColumns) -> None:
-        """Buffer the rows of decoded records; rows before the partition's position are dropped."""
+        """Buffer the rows of decoded records.
+
+        Those of a record that was begun, before the position's index, are dropped.
+        """
         p = self._partitions[batch.tp]
         if not len(batch):
             return
         p.idle = False
-        clock_n, jump_n = self._clocks(p, columns)
-        key_n = clock_n << _CLOCK_SHIFT | p.rank << _RANK_SHIFT | p.number
-        chunk = _Chunk(batch, columns, clock_n, key_n, jump_n)
+        taken = 0
         # A partition may have gaps: the record that was begun is the first from there on.
         if p.position.index and not p.chunks and batch.offset_n[0] >= p.position.next_offset:
             first = (columns.record_n == 0) & (columns.index_n < p.position.index)
-            chunk.taken = int(np.count_nonzero(first))
-            chunk.rejected_taken = int(
-                np.count_nonzero(columns.kind_n[: chunk.taken] == EventKind.REJECTED)
-            )
+            taken = int(np.count_nonzero(first))
+        clock_n, jump_n = self._clocks(p, columns, taken)
+        key_n = clock_n << _CLOCK_SHIFT | p.rank << _RANK_SHIFT | p.number
+        chunk = _Chunk(batch, columns, clock_n, key_n, jump_n, taken)
+        chunk.rejected_taken = int(np.count_nonzero(columns.kind_n[:taken] == EventKind.REJECTED))
         p.chunks.append(chunk)
         p.buffered += len(columns) - chunk.taken
         if len(key_n):
             p.seen_clock = int(clock_n[-1])
             p.seen_key = max(p.seen_key, int(key_n[-1]))
 
-    def _clocks(self, p: _Partition, columns: EventColumns) -> tuple[I64, I64]:
-        """Partition clock after each row, int64 [n], and the rows cut short at `max_jump_ms`."""
+    def _clocks(self, p: _Partition, columns: EventColumns, taken: int) -> tuple[I64, I64]:
+        """Partition clock after each row, int64 [n], and the rows cut short at `max_jump_ms`.
+
+        The first `taken` rows have moved the clock already, before a restart.
+        """
         none = np.zeros(0, np.int64)
         if not len(columns):
             return none, none
         ts = columns.ts_ms_n
+        if taken:
+            ts = ts.copy()
+            ts[:taken] = 0
         start = p.seen_clock or int(ts[np.argmax(ts > 0)])
         clock = np.maximum.accumulate(np.maximum(ts, start))
         steps = np.diff(clock, prepend=start)
@@ -224,11 +238,15 @@ class Sequencer:
         """A replayed log holds no more records of this partition: it holds nobody back."""
         self._partitions[tp].finished = True
 
-    def set_idle(self, silent: Iterable[TopicPartition]) -> None:
-        """Live only: partitions fetched to their end and silent no longer hold others back."""
-        for tp in silent:
-            if tp in self._partitions:
-                self._partitions[tp].idle = True
+    def set_idle(self, silent: Iterable[TopicPartition]) -> bool:
+        """Live only: partitions fetched to their end and silent no longer hold others back.
+
+        True when one of them was not idle before.
+        """
+        newly = [p for tp in silent if (p := self._partitions.get(tp)) and not p.idle]
+        for p in newly:
+            p.idle = True
+        return bool(newly)
 
     def release(self) -> Released | None:
         """Rows up to the frontier, in key order; None when there are none."""
@@ -334,7 +352,7 @@ def _merge_impressions(
         if not len(rows):
             places.append(imp_n)
             continue
-        first, last = int(rows[0]), int(rows[-1]) + 1
+        first, last = int(rows.min()), int(rows.max()) + 1
         places.append(np.where(imp_n >= 0, imp_n + np.int32(n - first), np.int32(-1)))
         parts.append(chunk.columns.impressions.rows(first, last))
         n += last - first

@@ -51,7 +51,7 @@ def counts_of(pipeline: OnlinePipeline) -> dict[str, Any]:
         "late_impressions": join.scalar(k.LATE_IMPRESSIONS),
         "joined_clicks": by_kind(k.JOINED, known),
         "late_clicks": int(tallies[:, k.LATE].sum()),
-        "orphan_clicks": int(tallies[:, k.ORPHAN].sum()) + join.scalar(k.WAITING),
+        "orphan_clicks": int(tallies[:-1, k.ORPHAN].sum()) + join.scalar(k.WAITING),
         "organic": int(tallies[:, k.ORGANIC].sum()),
         "unknown_click_kinds": pipeline.counts["unknown_click_kinds"],
         "unknown_fields": dict(pipeline.unknown_fields),
