@@ -111,6 +111,8 @@ class Checkpointer:
                 composition.pipeline.apply(parts)
             except (KeyError, TypeError, ValueError) as error:
                 raise InputError(f"snapshot {found.ref} does not fit: {error}") from error
+            if VECTORS not in self.store.manifest(found.ref).linked:
+                composition.pipeline.items.read_again()
             here = machine()
             notes += [
                 f"not bit-identical: {name} is {here[name]}, the snapshot's was {old}"

@@ -192,17 +192,9 @@ def _first_rows(columns: EventColumns, index: int) -> EventColumns:
 
 def _first_from(batch: RecordBatch, offset: int) -> RecordBatch:
     first = int(np.searchsorted(batch.offset_n, offset))
-    return _slice(batch, first, first + 1)
+    return batch.rows(first, first + 1)
 
 
 def before(batch: RecordBatch, offset: int) -> RecordBatch:
     """The records of the batch before `offset`."""
-    return _slice(batch, 0, int(np.searchsorted(batch.offset_n, offset)))
-
-
-def _slice(batch: RecordBatch, first: int, last: int) -> RecordBatch:
-    return RecordBatch(
-        tp=batch.tp, offset_n=batch.offset_n[first:last],
-        timestamp_ms_n=batch.timestamp_ms_n[first:last],
-        keys=batch.keys[first:last], values=batch.values[first:last],
-    )  # fmt: skip
+    return batch.rows(0, int(np.searchsorted(batch.offset_n, offset)))

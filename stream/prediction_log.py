@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ class PredictionLog:
         self._column = trained_column
         self._waiting: list[Predictions] = []
         self._rows_waiting = 0
-        self._count = 0
+        self._names: list[str] = []
+        self._epoch = 0
         self.rows = 0
         try:
             self._parts.mkdir(parents=True, exist_ok=True)
@@ -48,33 +50,42 @@ class PredictionLog:
         if self._rows_waiting >= _ROWS_PER_PART:
             self.flush()
 
-    def flush(self) -> int:
-        """Write what waits as a part, durably; the number of parts so far."""
+    def flush(self) -> list[str]:
+        """Write what waits as a part, durably; the names of the parts so far."""
         if self._waiting:
-            path = self._parts / f"{self._count:08d}.parquet"
+            path = self._parts / f"{self._epoch:06d}-{len(self._names):08d}.parquet"
             pq.write_table(self._table(), path.with_suffix(".tmp"))
             with path.with_suffix(".tmp").open("rb") as file:
                 os.fsync(file.fileno())
             path.with_suffix(".tmp").rename(path)
-            self._count += 1
+            folder = os.open(self._parts, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+            self._names.append(path.name)
             self._waiting.clear()
             self._rows_waiting = 0
-        return self._count
+        return list(self._names)
 
-    def truncate(self, parts: int) -> None:
-        """Keep the first `parts` parts only: those that a snapshot counts. Raises InputError."""
-        self._count = parts
+    def begin(self, epoch: int, parts: Sequence[str]) -> None:
+        """Continue behind the parts that a snapshot counts, and drop all others.
+
+        Parts are named by `epoch`: an earlier owner that wakes up again writes beside the point.
+        Raises InputError where a part is missing.
+        """
+        self._epoch, self._names = epoch, list(parts)
         self.rows = 0
-        for number in range(parts):
-            path = self._parts / f"{number:08d}.parquet"
+        for name in self._names:
+            path = self._parts / name
             if not path.exists():
                 raise InputError(
-                    f"report directory '{self._folder}': part {number} of {parts} is missing; "
+                    f"report directory '{self._folder}': part {name} of {len(parts)} is missing; "
                     "resume with the directory that the snapshot was taken with"
                 )
             self.rows += pq.read_metadata(path).num_rows
         for path in self._parts.iterdir():
-            if not path.stem.isdigit() or int(path.stem) >= parts:
+            if path.name not in self._names:
                 path.unlink()
 
     def finish(self, *, keep_parts: bool = False) -> Path:
@@ -83,9 +94,7 @@ class PredictionLog:
         `keep_parts` lets a later run go on behind them.
         """
         self.flush()
-        tables = [
-            pq.read_table(self._parts / f"{number:08d}.parquet") for number in range(self._count)
-        ]
+        tables = [pq.read_table(self._parts / name) for name in self._names]
         text = any(pa.types.is_string(t.schema.field("item_id").type) for t in tables)
         joined = pa.concat_tables([_as_text(t) if text else t for t in tables] or [self._table()])
         path = self._folder / FILE

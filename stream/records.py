@@ -33,3 +33,18 @@ class RecordBatch:
     def __len__(self) -> int:
         """Number of records."""
         return len(self.values)
+
+    def rows(self, first: int, last: int) -> RecordBatch:
+        """Records `first` to `last` (exclusive) of the batch."""
+        return RecordBatch(
+            tp=self.tp,
+            offset_n=self.offset_n[first:last],
+            timestamp_ms_n=self.timestamp_ms_n[first:last],
+            keys=self.keys[first:last],
+            values=self.values[first:last],
+        )
+
+    def from_offset(self, offset: int) -> RecordBatch:
+        """The records at or behind `offset`; the batch itself when that is all of them."""
+        first = int(np.searchsorted(self.offset_n, offset))
+        return self if first == 0 else self.rows(first, len(self))

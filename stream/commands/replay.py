@@ -127,6 +127,8 @@ def table_of(report: dict[str, Any]) -> Table:
 @click.option("--timezone", metavar="ZONE", help="Of days and times, such as +08:00.")
 @click.option("--snapshot-every", default=0, metavar="N", help="Snapshot each N samples.")
 @click.option("--resume", is_flag=True, help="Continue from the newest snapshot in REPORT.")
+@click.option("--new-log", is_flag=True,
+              help="With --resume: keep model and user state for another log.")  # fmt: skip
 def command(  # one parameter an option
     *,
     logs: tuple[Path, ...],
@@ -138,6 +140,7 @@ def command(  # one parameter an option
     timezone: str | None,
     snapshot_every: int,
     resume: bool,
+    new_log: bool,
 ) -> None:
     """Replay record LOGS, one after the other, and report how well the model predicted."""
     config = load_config(config_file, overrides)
@@ -152,7 +155,9 @@ def command(  # one parameter an option
             Config,
             merged | {"snapshot": merged["snapshot"] | {"every_samples": snapshot_every}},
         )
-    options = ReplayConfig(logs=logs, report=report, snapshot_every=snapshot_every, resume=resume)
+    options = ReplayConfig(
+        logs=logs, report=report, snapshot_every=snapshot_every, resume=resume, new_log=new_log
+    )
     replay = Replay(config, options)
     for damage in replay.restored.damaged:
         click.echo(f"damaged {damage}; an earlier one is used", err=True)

@@ -68,6 +68,7 @@ class DeadLetterSender:
         self._timeout_s = timeout_s
         self._producer: Producer | None = None
         self._unsettled: deque[asyncio.Future[Any]] = deque()
+        self._lost: Exception | None = None
         self.sent = 0
 
     async def send(self, producer: Producer, letters: Sequence[DeadLetter]) -> None:
@@ -75,7 +76,11 @@ class DeadLetterSender:
         self._producer = producer
         for letter in letters:
             key, value = encode_dead_letter(letter, self._value_bytes_max)
-            future = await producer.send(self._topic, key, value, None, None, None)
+            try:
+                future = await producer.send(self._topic, key, value, None, None, None)
+            except Exception as error:
+                self._lost = error  # a letter without a future: no snapshot may pass it, either
+                raise
             self._unsettled.append(future)
             self.sent += 1
             if len(self._unsettled) >= _UNSETTLED_MAX:
@@ -83,10 +88,12 @@ class DeadLetterSender:
 
     async def settle(self) -> None:
         """Return when the broker has all letters; raises FaultError when it does not take one."""
-        if not self._unsettled:
+        if not self._unsettled and self._lost is None:
             return
         assert self._producer is not None
         try:
+            if self._lost is not None:
+                raise self._lost
             async with asyncio.timeout(self._timeout_s):
                 await self._producer.flush()
                 while self._unsettled:

@@ -79,6 +79,7 @@ class LivePipeline:
         ]
         if moved:
             self._pipeline.rebase(moved)
+        self._pipeline.drop(tp for tp in held if tp not in partitions)
         self._pipeline.assign(list(partitions.values()))
 
     def process(self, batches: Sequence[RecordBatch], now_ms: int) -> PipelineReport:
@@ -114,8 +115,8 @@ class LivePipeline:
         """Where reading them continues."""
         return self._pipeline.items.next_positions()
 
-    def flush_predictions(self) -> int | None:
-        """Make the prediction log durable; the number of its parts, None without a log."""
+    def flush_predictions(self) -> list[str] | None:
+        """Make the prediction log durable; the names of its parts, None without a log."""
         return None if self._log is None else self._log.flush()
 
     def join_predictions(self) -> None:
@@ -243,14 +244,13 @@ def engine_maker(
         probe = PipelineProbe(telemetry)
         checkpointer = Checkpointer(folder / "snapshots", folder / "scratch")
         found = checkpointer.find()
+        checkpointer.check(found, config)
         shutil.rmtree(folder / _VECTORS, ignore_errors=True)
         vectors = folder / _VECTORS / uuid.uuid4().hex
         vectors.parent.mkdir(parents=True, exist_ok=True)
         notes = checkpointer.prepare_vectors(found.ref, vectors)
         composition = compose(config, vectors, span=probe.span)
         log = PredictionLog(folder, composition.plan.spec.trained_column) if predictions else None
-        if log is not None:
-            log.truncate(int(found.meta.get("prediction_parts", 0)))
         found = checkpointer.restore(
             Restored(ref=found.ref, meta=found.meta, damaged=found.damaged, notes=notes),
             composition,
@@ -260,6 +260,8 @@ def engine_maker(
         for line in found.notes:
             note(line)
         checkpointer.claim(found.ref)
+        if log is not None:
+            log.begin(checkpointer.epoch, found.meta.get("prediction_parts", []))
         pipeline = LivePipeline(composition, log, clock or SystemClock(), probe)
 
         probe.recovered(time.monotonic() - began)

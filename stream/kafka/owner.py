@@ -14,7 +14,7 @@ from typing import Any
 from infra.errors import FaultError
 from stream.item_pending import ItemPosition
 from stream.kafka.contract import Engine, PipelineReport
-from stream.kafka.record_batch import from_offset, record_batch
+from stream.kafka.record_batch import record_batch
 from stream.positions import Position
 from stream.records import RecordBatch, TopicPartition
 from stream.sequencer import DeadLetter
@@ -60,7 +60,7 @@ class Owner:
 
     def process(self, tp: TopicPartition, records: Sequence[Any], now_ms: int) -> Step:
         """Hand the fetched records of a partition to the pipeline."""
-        batch = from_offset(record_batch(tp, records), self.next_offset[tp])
+        batch = record_batch(tp, records).from_offset(self.next_offset[tp])
         if not len(batch):
             return Step(dead_letters=(), snapshot_due=False)
         missing = int(batch.offset_n[0]) - self.next_offset[tp]

@@ -19,6 +19,7 @@ from aiokafka.errors import KafkaError
 from infra.errors import FaultError, InputError
 from stream.codec_write import encode_watermark
 from stream.kafka.connection import admin_client
+from stream.kafka.event_time import event_time_ms
 from stream.kafka.settings import ShellConfig
 from stream.kafka.topics import describe
 from stream.record_log import RecordLog
@@ -105,8 +106,10 @@ class _Sending:
             mine = [b for b in batches if b.tp.topic in self._options.topics]
             paced = [b for b in mine if b.tp.topic in stream]
             if paced:
-                start_ms = min(int(b.timestamp_ms_n[0]) for b in paced)
-                last_ms = max(last_ms, *(int(b.timestamp_ms_n.max()) for b in paced))
+                # Of the events: a record's timestamp is the time of sending in a recorded log.
+                times = [t for b in paced for t in map(event_time_ms, b.values) if t is not None]
+                start_ms = min(times, default=last_ms)
+                last_ms = max(last_ms, *times)
                 first_ms = start_ms if first_ms is None else first_ms
                 if speed is not None:
                     due_s = (start_ms - first_ms) / 1000 / speed

@@ -20,17 +20,3 @@ def record_batch(tp: TopicPartition, records: Sequence[Any]) -> RecordBatch:
         keys=[r.key for r in records],
         values=[r.value for r in records],
     )
-
-
-def from_offset(batch: RecordBatch, offset: int) -> RecordBatch:
-    """The records at or behind `offset`; the batch itself when that is all of them."""
-    first = int(np.searchsorted(batch.offset_n, offset))
-    if first == 0:
-        return batch
-    return RecordBatch(
-        tp=batch.tp,
-        offset_n=batch.offset_n[first:],
-        timestamp_ms_n=batch.timestamp_ms_n[first:],
-        keys=batch.keys[first:],
-        values=batch.values[first:],
-    )

@@ -13,8 +13,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from infra.errors import InputError
 from stream.checkpoint import Checkpointer, Restored
 from stream.composition import Composition, compose
@@ -38,6 +36,7 @@ class ReplayConfig:
     report: Path
     snapshot_every: int = 0
     resume: bool = False
+    new_log: bool = False
     chunk_records: int = CHUNK_RECORDS
 
 
@@ -100,13 +99,20 @@ class Replay:
             if log.source_id in held:
                 _check_positions(log, positions)
         if held and not any(log.source_id in held for log in self._logs):
+            if not self._options.new_log:
+                raise InputError(
+                    f"snapshot {found.ref} was taken on another log than "
+                    f"{', '.join(str(log.path) for log in self._logs)}: give its log as well, or "
+                    "--new-log to keep model and user state and begin at the start of this one"
+                )
             note = "none of the logs is the snapshot's: positions start anew, state goes on"
             found = replace(found, notes=(*found.notes, note))
         column = self._composition.plan.spec.trained_column
         self._log = PredictionLog(self._options.report, column)
-        self._log.truncate(int(found.meta.get("prediction_parts", 0)))
         if self._checkpoints is not None:
             self._checkpoints.claim(found.ref)
+        epoch = self._checkpoints.epoch if self._checkpoints is not None else 0
+        self._log.begin(epoch, found.meta.get("prediction_parts", []))
         return found
 
     def run(self, progress: Callable[[int, int], None] | None = None) -> ReplayResult:
@@ -162,12 +168,15 @@ class Replay:
                 if tp.topic in pipeline.topics
             ]
             if log.source_id not in held and pipeline.positions():
-                pipeline.drain()
+                self._take(pipeline.drain())
                 pipeline.rebase(positions)
             pipeline.assign(positions)
             self._ends = log.last_offsets()
+            at = pipeline.positions()
             pipeline.mark_finished(
-                tp for tp in pipeline.sequencer.partitions if tp not in self._ends
+                tp
+                for tp in pipeline.sequencer.partitions
+                if at[tp].source_id != log.source_id or at[tp].next_offset > self._ends.get(tp, -1)
             )
             yield log
 
@@ -180,7 +189,7 @@ class Replay:
             elif batch.tp.topic == topics.items and topics.item_vectors not in log.partitions:
                 self._refuse(log, self._intake.items(log.source_id, [batch]))
             elif batch.tp.topic in pipeline.topics:
-                rest = from_offset(batch, pipeline.positions()[batch.tp].next_offset)
+                rest = batch.from_offset(pipeline.positions()[batch.tp].next_offset)
                 if len(rest):
                     mine.append(rest)
         if not self._first_impression_s and any(b.tp.topic == topics.impressions for b in mine):
@@ -219,17 +228,6 @@ class Replay:
         checkpoints.take(composition, extra)
         if final:
             checkpoints.wait(composition)
-
-
-def from_offset(batch: RecordBatch, offset: int) -> RecordBatch:
-    """The records of the batch from `offset` on."""
-    first = int(np.searchsorted(batch.offset_n, offset))
-    if first == 0:
-        return batch
-    return RecordBatch(
-        tp=batch.tp, offset_n=batch.offset_n[first:], timestamp_ms_n=batch.timestamp_ms_n[first:],
-        keys=batch.keys[first:], values=batch.values[first:],
-    )  # fmt: skip
 
 
 def _make_folder(report: Path) -> None:

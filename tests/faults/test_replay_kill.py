@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from infra.errors import InputError
 from infra.snapshot_store import SnapshotStore
 from stream import cli
 from stream.ledger_check import verify_against
@@ -138,7 +139,11 @@ def test_a_second_log_in_a_run_of_its_own_continues_the_first(tmp_path):
     second = write_log(tmp_path / "b.parquet", samples=300, seed=1, start_ms=HOUR_MS)
     together = replay(CONFIG, (first, second), tmp_path / "together")
     replay(CONFIG, (first,), tmp_path / "apart", snapshots=True)
-    result = replay(CONFIG, (second,), tmp_path / "apart", snapshots=True, resume=True)
+    with pytest.raises(InputError, match="--new-log"):
+        replay(CONFIG, (second,), tmp_path / "apart", snapshots=True, resume=True)
+    result = replay(
+        CONFIG, (second,), tmp_path / "apart", snapshots=True, resume=True, new_log=True
+    )
     assert any("positions start anew" in note for note in result.restored.notes)
     assert_same(result, together)
 
@@ -262,3 +267,17 @@ def test_a_ledger_that_counts_a_sample_twice_is_found(log, tmp_path):
     assert any("records consumed" in line for line in verify_against(wrong, (log,)))
     fewer = meta | {"positions": positions[1:]}
     assert any("has no position" in line for line in verify_against(fewer, (log,)))
+
+
+def test_a_partition_that_ended_before_the_snapshot_is_not_waited_for(tmp_path):
+    """Resumed, its end must be seen again: else nothing is released until the log is over."""
+    rows = records_of(write_log(tmp_path / "a.parquet", samples=600))
+    early = [r for r in rows if r[:2] != ("clicks", 1) or r[3] < rows[len(rows) // 4][3]]
+    first = write_records(tmp_path / "early.parquet", early)
+    second = write_log(tmp_path / "b.parquet", samples=300, seed=1, start_ms=HOUR_MS)
+    whole = replay(CONFIG, (first, second), tmp_path / "whole")
+    with pytest.raises(Killed):
+        replay(CONFIG, (first, second), tmp_path / "cut", kill_after=8, chunk_records=60,
+               snapshots=True)  # fmt: skip
+    result = replay(CONFIG, (first, second), tmp_path / "cut", snapshots=True, resume=True)
+    assert_same(result, whole)

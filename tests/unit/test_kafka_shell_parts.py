@@ -23,7 +23,7 @@ from stream.kafka.dead_letters import DeadLetterSender, encode_dead_letter
 from stream.kafka.event_time import event_time_ms, is_watermark
 from stream.kafka.logs import RepeatFilter
 from stream.kafka.owner import Owner
-from stream.kafka.record_batch import from_offset, record_batch
+from stream.kafka.record_batch import record_batch
 from stream.kafka.silence import Silence
 from stream.kafka.status import StatusFile
 from stream.positions import Position
@@ -57,7 +57,7 @@ def test_record_batch_keeps_offsets_times_keys_and_values():
 
 @pytest.mark.parametrize(("offset", "left"), ((0, [3, 4, 9]), (4, [4, 9]), (5, [9]), (10, [])))
 def test_from_offset_drops_what_was_taken_before(offset, left):
-    rest = from_offset(record_batch(TP, records(3, 4, 9)), offset)
+    rest = record_batch(TP, records(3, 4, 9)).from_offset(offset)
     assert rest.offset_n.tolist() == left
     assert len(rest.values) == len(rest.keys) == len(rest.timestamp_ms_n) == len(left)
 
