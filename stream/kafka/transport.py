@@ -7,6 +7,7 @@ start at the app's own positions and only the partitions it wants are fetched.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -121,7 +122,8 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
     def wake(self) -> None:
         """Let a fetch that waits for records look again at what is wanted. Any thread may call."""
         if self._consumer is not None and self.thread_loop.is_running():
-            self.thread_loop.call_soon_threadsafe(self._wake)
+            with contextlib.suppress(RuntimeError):  # the loop has just been closed
+                self.thread_loop.call_soon_threadsafe(self._wake)
 
     def _wake(self) -> None:
         fetcher = self._ensure_consumer()._fetcher
@@ -140,6 +142,14 @@ class Consumer(driver.Consumer):
 
     def wanted_changed(self) -> None:
         """Say that the app's wanted partitions changed. Any thread may call."""
+        self._thread.wake()
+
+    def on_buffer_drop(self, tp: TP) -> None:
+        """The agent's queue has room for the partition again: let a waiting fetch look at it.
+
+        The stock consumer would let it wait for another partition's records, up to a second.
+        """
+        super().on_buffer_drop(tp)
         self._thread.wake()
 
     def group_error(self) -> BaseException | None:
@@ -184,6 +194,16 @@ class Consumer(driver.Consumer):
                 self._read_offset[tp] = None
         return starts
 
+    async def _wait_next_records(
+        self, timeout: float
+    ) -> tuple[FetchedRecords | None, set[TP] | None]:
+        """As in the stock consumer, which sleeps a second while no partition is active."""
+        if not self.flow_active:
+            await self.wait(cast("Any", self.can_resume_flow))
+        active = None if self.app.client_only else self._get_active_partitions()
+        records = await self._getmany(active_partitions=active, timeout=timeout)
+        return cast("FetchedRecords", records), active
+
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, ConsumerMessage]]:
         """One message for each partition with new records; its value is the list of them.
 
@@ -193,7 +213,6 @@ class Consumer(driver.Consumer):
         records, active = await self._wait_next_records(timeout)
         if not records or self.should_stop:
             return
-        assert isinstance(records, FetchedRecords)
         if records.epoch != self._thread.seek_epoch:
             return  # taken before the last seek: they come again
         generation = self.app.consumer_generation_id
@@ -202,9 +221,9 @@ class Consumer(driver.Consumer):
         for tp, batch in _in_order(records):
             if not self.flow_active or self.app.consumer_generation_id != generation:
                 break
-            undelivered.pop(tp)
             if active is not None and tp not in active and tp not in self._buffered_partitions:
                 continue
+            undelivered.pop(tp)
             self.app.monitor.track_tp_end_offset(tp, self.highwater(tp))
             yield ensure_TP(tp), self._batch_message(ensure_TP(tp), batch, generation)
         if undelivered and not self.should_stop:

@@ -32,6 +32,7 @@ from tests.support.bench import (
 from tests.support.streams import NoLearning
 
 TARGET_US = 6.0
+CHUNK_RECORDS_MIN = 64
 STAGES = ("decode", "sequence", "keys", "join", "samples", "assemble", "rest")
 
 
@@ -129,7 +130,9 @@ def main() -> None:
     one_core()
     by_kind, by_stage = [], []
     for envelope in args.envelopes:
-        log = LogInMemory(kuairand_log(envelope), max(args.chunk_events // envelope, 1))
+        log = LogInMemory(
+            kuairand_log(envelope), max(args.chunk_events // envelope, CHUNK_RECORDS_MIN)
+        )
         measure(log)
         bare = median([measure(log, clicks=False) for _ in range(args.repeats)])
         for predict_at in ("settle", "impression"):
