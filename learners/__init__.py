@@ -1,1 +1,1 @@
-"""Everything that learns from clicks: learners, id tables, optimizers, metrics. Tensors in, numbers out."""
+"""What learns from clicks: learners, id tables, optimizers, metrics. Tensors in, numbers out."""

@@ -80,8 +80,17 @@ class MiniBatch:
         assert self.ids_BF.dtype == torch.int64, self.ids_BF.dtype
         assert self.dense_BD.dtype == torch.float32, self.dense_BD.dtype
         assert self.labels_BK.shape == self.label_mask_BK.shape
-        for name in ("dense_BD", "labels_BK", "weight_B", "row_kind_B", "age_ms_B", "ts_ms_B",
-                     "request_row_B", "sample_rate_B", "sample_id_B"):
+        for name in (
+            "dense_BD",
+            "labels_BK",
+            "weight_B",
+            "row_kind_B",
+            "age_ms_B",
+            "ts_ms_B",
+            "request_row_B",
+            "sample_rate_B",
+            "sample_id_B",
+        ):
             assert getattr(self, name).shape[0] == b, (name, getattr(self, name).shape, b)
         for bag in self.bags_BL:
             assert bag.shape[0] == b
