@@ -29,7 +29,7 @@ class Bag:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DenseInput:
-    """One float per row. `group`: `rate` (smoothed logit minus prior), `count`, `prior`, `value`."""
+    """One float a row. `group`: `rate` (smoothed logit less prior), `count`, `prior`, `value`."""
 
     name: str
     group: str
