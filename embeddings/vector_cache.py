@@ -27,7 +27,7 @@ from embeddings.row_index import (
     slots_for,
     with_room,
 )
-from embeddings.vector_codec import BadVector, decode_item_vector, misfit
+from embeddings.vector_codec import BadVector, decode_stored, misfit
 from embeddings.vectors import StoreMismatch, VectorStore
 
 I64 = NDArray[np.int64]
@@ -232,7 +232,7 @@ class VectorCache:
         for i, value in enumerate(self._store.get_many(keys_m)):
             if value is None:
                 continue
-            item = decode_item_vector(value)
+            item = decode_stored(value)
             if isinstance(item, BadVector):
                 self.counts.unreadable += 1
                 continue

@@ -191,6 +191,14 @@ class RecordLog:
         with _unusable(self.path), pq.ParquetFile(self.path) as file:
             return int(file.metadata.num_rows)
 
+    @property
+    def mean_record_bytes(self) -> float:
+        """Mean size of a record as stored in memory, by the file's footer; 1 or more."""
+        with _unusable(self.path), pq.ParquetFile(self.path) as file:
+            groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
+            nbytes = sum(group.total_byte_size for group in groups)
+            return max(1.0, float(nbytes) / max(1, int(file.metadata.num_rows)))
+
     def batches(self, rows: int) -> Iterator[list[RecordBatch]]:
         """Chunks of `rows` consecutive records, the last one shorter, grouped by partition.
 
