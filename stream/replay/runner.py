@@ -199,10 +199,11 @@ class Replay:
                 rest = batch.from_offset(pipeline.positions()[batch.tp].next_offset)
                 if len(rest):
                     mine.append(rest)
-        if not self._first_impression_s and any(b.tp.topic == topics.impressions for b in mine):
-            self._first_impression_s = time.perf_counter()
         finished = [b.tp for b in mine if int(b.offset_n[-1]) >= self._ends.get(b.tp, -1)]
         self._take(pipeline.process(mine, 0, finished=finished))
+        if not self._first_impression_s and any(b.tp.topic == topics.impressions for b in mine):
+            # After the chunk: all history before the first impression is released with it.
+            self._first_impression_s = time.perf_counter()
         if self._checkpoints is not None and self._options.snapshot_every:
             self._snapshot(final=False)
 
