@@ -76,6 +76,21 @@ class JoinState:
         )  # fmt: skip
         return int(i), int(status)
 
+    def apply_pending(self) -> None:
+        """Let the events of the last key time change state, as the next event would."""
+        o, p, q = self.opened, self.params, self.queues
+        k.apply_pending(
+            q.pending,
+            q.scalars,
+            k.Exposures(o.number, o.counter_row, o.user_row, o.ts),
+            self.users.arrays,
+            k.Counters(self.user_counters.records, self.global_counters.records),
+            p.is_global,
+            p.history_mask,
+            p.ring,
+            p.items_max,
+        )
+
     def reserve(self, n: int) -> None:
         """Make room for n more events of any kind."""
         q, s, shape = self.queues, self.queues.scalars, self.shape

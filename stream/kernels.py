@@ -96,6 +96,15 @@ class Open(NamedTuple):
     logit: NDArray[np.float32]
 
 
+class Exposures(NamedTuple):
+    """Columns of the open impressions that an exposure needs."""
+
+    number: I64
+    counter_row: I64
+    user_row: I64
+    ts: I64
+
+
 class Queues(NamedTuple):
     """Tables and queues around the slots."""
 
@@ -236,17 +245,17 @@ def counter_row(table: NDArray[Any], key: int, scalars: I64, used: int, limit: i
 
 
 @njit(cache=True, nogil=True)
-def user_row(users: Users, key: int, scalars: I64, limit: int) -> int:
+def user_row(table: I64, key: int, scalars: I64, limit: int) -> int:
     """Row of a user, made when it is new; -1 when there are too many."""
-    i = find(users.table, key)
+    i = find(table, key)
     if i >= 0:
-        return int(users.table[i, 1])
+        return int(table[i, 1])
     if scalars[N_USERS] >= limit:
         scalars[OVERFLOW_USERS] += 1
         return -1
     row = scalars[N_USERS]
     scalars[N_USERS] += 1
-    insert(users.table, key, row)
+    insert(table, key, row)
     return int(row)
 
 
@@ -295,19 +304,18 @@ def pop_heap(heap: I64, n: int) -> None:
 
 
 @njit(cache=True, nogil=True)
-def remember(queues: Queues, key: int, value: int, ts: int, p: Params) -> None:
+def remember(seen: I64, ring: I64, s: I64, key: int, value: int, ts: int, keep_ms: int) -> None:
     """Note an id in `seen`, and when it may be forgotten.
 
     An event may be ahead of the clock, which walks through a gap: its id stays until the clock has
     passed its own time, too.
     """
-    s = queues.scalars
-    insert(queues.seen, key, value)
+    insert(seen, key, value)
     s[N_SEEN] += 1
-    tail = s[FORGET_TAIL] & (queues.forget.shape[0] - 1)
-    queues.forget[tail, 0] = key
-    queues.forget[tail, 1] = s[CLOCK] + p.window_ms + p.horizon_ms
-    queues.forget[tail, 2] = max(ts, s[CLOCK]) + p.window_ms + p.horizon_ms
+    tail = s[FORGET_TAIL] & (ring.shape[0] - 1)
+    ring[tail, 0] = key
+    ring[tail, 1] = s[CLOCK] + keep_ms
+    ring[tail, 2] = max(ts, s[CLOCK]) + keep_ms
     s[FORGET_TAIL] += 1
 
 
@@ -349,11 +357,10 @@ def forget(queues: Queues, watermark: int, p: Params) -> None:
 
 @njit(cache=True, nogil=True)
 def apply_pending(
-    queues: Queues, opened: Open, users: Users, counters: Counters, p: Params
-) -> None:
+    pending: I64, s: I64, opened: Exposures, users: Users, counters: Counters,
+    is_global: NDArray[np.uint8], history_mask: I64, ring: int, items_max: int,
+) -> None:  # fmt: skip
     """Let the events of the key time that is over change user state and counters."""
-    s = queues.scalars
-    pending = queues.pending
     for i in range(s[N_PENDING]):
         a = pending[i, 1]
         if pending[i, 0] == EXPOSED:
@@ -362,7 +369,7 @@ def apply_pending(
             for j in range(opened.counter_row.shape[1]):
                 row = opened.counter_row[a, j]
                 if row >= 0:
-                    if p.is_global[j]:
+                    if is_global[j]:
                         counters.by_other[row]["x"] += 1
                     else:
                         counters.by_user[row]["x"] += 1
@@ -371,10 +378,10 @@ def apply_pending(
             continue
         item, kind = pending[i, 2], pending[i, 3]
         if a >= 0:
-            for h in range(p.history_mask.shape[0]):
-                if (p.history_mask[h] >> kind) & 1:
+            for h in range(history_mask.shape[0]):
+                if (history_mask[h] >> kind) & 1:
                     seq = users.seq[a, h]
-                    users.ring[a, h * p.ring + (seq & (p.ring - 1))] = item
+                    users.ring[a, h * ring + (seq & (ring - 1))] = item
                     users.seq[a, h] = seq + 1
             if pending[i, 0] == INTERACTED:
                 users.interactions[a] += 1
@@ -382,42 +389,44 @@ def apply_pending(
             place = find(users.items, item)
             if place >= 0:
                 users.items[place, 1] += 1
-            elif s[N_ITEMS] < p.items_max:
+            elif s[N_ITEMS] < items_max:
                 insert(users.items, item, 1)
                 s[N_ITEMS] += 1
     s[N_PENDING] = 0
 
 
 @njit(cache=True, nogil=True)
-def push_pending(queues: Queues, op: int, a: int, item: int, kind: int) -> None:
+def push_pending(pending: I64, s: I64, op: int, a: int, item: int, kind: int) -> None:
     """Note a change for the next key time."""
-    i = queues.scalars[N_PENDING]
-    queues.pending[i, 0] = op
-    queues.pending[i, 1] = a
-    queues.pending[i, 2] = item
-    queues.pending[i, 3] = kind
-    queues.scalars[N_PENDING] = i + 1
+    i = s[N_PENDING]
+    pending[i, 0] = op
+    pending[i, 1] = a
+    pending[i, 2] = item
+    pending[i, 3] = kind
+    s[N_PENDING] = i + 1
 
 
 @njit(cache=True, nogil=True)
-def count_outcome(opened: Open, slot: int, counters: Counters, bucket: int, p: Params) -> None:
+def count_outcome(
+    counter_row: I64, click_ts: I64, slot: int, by_user: NDArray[Any], by_other: NDArray[Any],
+    bucket: int, is_global: NDArray[np.uint8], decay_row: I64, decay: NDArray[np.float32],
+) -> None:  # fmt: skip
     """Add a settled impression and its outcome to its rate counters, together (rule 4)."""
-    n_kinds = p.windows_ms.shape[0]
-    for j in range(opened.counter_row.shape[1]):
-        row = opened.counter_row[slot, j]
+    for j in range(counter_row.shape[1]):
+        row = counter_row[slot, j]
         if row < 0:
             continue
-        table = counters.by_other if p.is_global[j] else counters.by_user
+        table = by_other if is_global[j] else by_user
         table[row]["n"] += 1
-        d = p.decay_row[j]
+        d = decay_row[j]
         factor = np.float32(1.0)
         if d >= 0:
             age = bucket - table[row]["bucket"]
-            factor = p.decay[d, age] if age < p.decay.shape[1] else np.float32(0.0)
+            factor = decay[d, age] if age < decay.shape[1] else np.float32(0.0)
             table[row]["bucket"] = bucket
             table[row]["dn"] = table[row]["dn"] * factor + np.float32(1.0)
-        for k in range(n_kinds):
-            hit = opened.click_ts[slot, k] > 0
+        for k in range(click_ts.shape[1]):
+            hit = click_ts[slot, k] > 0
             if hit:
                 table[row]["c"][k] += 1
             if d >= 0:
@@ -425,23 +434,24 @@ def count_outcome(opened: Open, slot: int, counters: Counters, bucket: int, p: P
 
 
 @njit(cache=True, nogil=True)
-def close_first(queues: Queues, opened: Open, place_of: int, n_kinds: int) -> int:
+def close_first(
+    heap: I64, seen: I64, s: I64, tallies: I64, keys: I64, click_ts: I64, place_of: int
+) -> int:
     """Take the first open impression off the heap; its slot. Its id stays in `seen` as done."""
-    s = queues.scalars
-    slot = queues.heap[0, 2]
-    pop_heap(queues.heap, s[N_HEAP])
+    slot = heap[0, 2]
+    pop_heap(heap, s[N_HEAP])
     s[N_HEAP] -= 1
     s[OPEN_COUNT] -= 1
-    place = find(queues.seen, opened.key[slot])
+    place = find(seen, keys[slot])
     if place >= 0:
-        queues.seen[place, 1] = SEEN_DONE
-    for k in range(n_kinds):
+        seen[place, 1] = SEEN_DONE
+    for k in range(click_ts.shape[1]):
         if place_of == EVICTED_OPEN:
-            queues.tallies[k, EVICTED_OPEN] += 1
-        elif opened.click_ts[slot, k] > 0:
-            queues.tallies[k, POSITIVE] += 1
+            tallies[k, EVICTED_OPEN] += 1
+        elif click_ts[slot, k] > 0:
+            tallies[k, POSITIVE] += 1
         else:
-            queues.tallies[k, NEGATIVE] += 1
+            tallies[k, NEGATIVE] += 1
     return int(slot)
 
 
@@ -449,7 +459,6 @@ def close_first(queues: Queues, opened: Open, place_of: int, n_kinds: int) -> in
 def settle(queues: Queues, opened: Open, counters: Counters, watermark: int, p: Params) -> int:
     """Move impressions whose windows are over to `out`; BATCH when a batch is full or due."""
     s = queues.scalars
-    n_kinds = p.windows_ms.shape[0]
     bucket = s[CLOCK] // p.bucket_ms
     while s[N_HEAP] > 0 and queues.heap[0, 0] < watermark:
         if s[N_OUT] > 0:
@@ -461,8 +470,13 @@ def settle(queues: Queues, opened: Open, counters: Counters, watermark: int, p: 
                 return BATCH
         else:
             s[FIRST_SETTLE] = queues.heap[0, 0]
-        slot = close_first(queues, opened, POSITIVE, n_kinds)
-        count_outcome(opened, slot, counters, bucket, p)
+        slot = close_first(
+            queues.heap, queues.seen, s, queues.tallies, opened.key, opened.click_ts, POSITIVE
+        )
+        count_outcome(
+            opened.counter_row, opened.click_ts, slot, counters.by_user, counters.by_other,
+            bucket, p.is_global, p.decay_row, p.decay,
+        )  # fmt: skip
         queues.out[s[N_OUT]] = slot
         s[N_OUT] += 1
     if s[N_OUT] >= p.batch_size:
@@ -474,58 +488,66 @@ def settle(queues: Queues, opened: Open, counters: Counters, watermark: int, p: 
 
 @njit(cache=True, nogil=True)
 def freeze_counters(
-    opened: Open, slot: int, keys: I64, counters: Counters, s: I64, bucket: int, p: Params
-) -> None:
+    counter_row_out: I64, counts: NDArray[np.int32], decayed: NDArray[np.float32], slot: int,
+    keys: I64, m: int, by_user: NDArray[Any], by_other: NDArray[Any], s: I64, bucket: int,
+    is_global: NDArray[np.uint8], decay_row: I64, decay: NDArray[np.float32], limit: int,
+) -> None:  # fmt: skip
     """Copy the counters of an impression as they are now; their rows are kept for settling."""
-    n_kinds = p.windows_ms.shape[0]
-    for j in range(keys.shape[0]):
-        d = p.decay_row[j]
+    n_kinds = counts.shape[2] - 2
+    for j in range(keys.shape[1]):
+        d = decay_row[j]
         row = -1
-        if keys[j] != 0:
-            if p.is_global[j]:
-                row = counter_row(counters.by_other, keys[j], s, N_GLOBAL_COUNTERS, p.counters_max)
+        if keys[m, j] != 0:
+            if is_global[j]:
+                row = counter_row(by_other, keys[m, j], s, N_GLOBAL_COUNTERS, limit)
             else:
-                row = counter_row(counters.by_user, keys[j], s, N_USER_COUNTERS, p.counters_max)
-        opened.counter_row[slot, j] = row
+                row = counter_row(by_user, keys[m, j], s, N_USER_COUNTERS, limit)
+        counter_row_out[slot, j] = row
         if row < 0:
-            opened.counts[slot, j, :] = 0
+            for k in range(2 + n_kinds):
+                counts[slot, j, k] = 0
             if d >= 0:
-                opened.decayed[slot, d, :] = np.float32(0.0)
+                for k in range(1 + n_kinds):
+                    decayed[slot, d, k] = np.float32(0.0)
             continue
-        table = counters.by_other if p.is_global[j] else counters.by_user
-        opened.counts[slot, j, 0] = table[row]["n"]
-        opened.counts[slot, j, 1] = table[row]["x"]
+        table = by_other if is_global[j] else by_user
+        counts[slot, j, 0] = table[row]["n"]
+        counts[slot, j, 1] = table[row]["x"]
         for k in range(n_kinds):
-            opened.counts[slot, j, 2 + k] = table[row]["c"][k]
+            counts[slot, j, 2 + k] = table[row]["c"][k]
         if d >= 0:
             age = bucket - table[row]["bucket"]
-            factor = p.decay[d, age] if age < p.decay.shape[1] else np.float32(0.0)
-            opened.decayed[slot, d, 0] = table[row]["dn"] * factor
+            factor = decay[d, age] if age < decay.shape[1] else np.float32(0.0)
+            decayed[slot, d, 0] = table[row]["dn"] * factor
             for k in range(n_kinds):
-                opened.decayed[slot, d, 1 + k] = table[row]["dc"][k] * factor
+                decayed[slot, d, 1 + k] = table[row]["dc"][k] * factor
 
 
 @njit(cache=True, nogil=True)
-def join_early_clicks(queues: Queues, slot: int, opened: Open, keys: I64, p: Params) -> None:
+def join_early_clicks(
+    seen: I64, pending: I64, s: I64, tallies: I64, click_ts: I64, slot: int, ts: int, row: int,
+    item: int, keys: I64, m: int, windows_ms: I64,
+) -> None:  # fmt: skip
     """Give a new impression the clicks that came before it."""
-    s = queues.scalars
-    for k in range(p.windows_ms.shape[0]):
-        opened.click_ts[slot, k] = 0
-        place = find(queues.seen, keys[k])
+    for k in range(windows_ms.shape[0]):
+        click_ts[slot, k] = 0
+        if s[WAITING] == 0:
+            continue
+        place = find(seen, keys[m, k])
         if place < 0:
             continue
-        value = queues.seen[place, 1]
+        value = seen[place, 1]
         if not 0 < value < OPEN_SLOT:
             continue
-        queues.seen[place, 1] = SEEN_DONE
+        seen[place, 1] = SEEN_DONE
         s[WAITING] -= 1
-        if value >> 5 <= opened.ts[slot] + p.windows_ms[k]:
-            opened.click_ts[slot, k] = value >> 5
-            queues.tallies[k, JOINED] += 1
-            push_pending(queues, CLICKED, opened.user_row[slot], opened.item[slot], k)
+        if value >> 5 <= ts + windows_ms[k]:
+            click_ts[slot, k] = value >> 5
+            tallies[k, JOINED] += 1
+            push_pending(pending, s, CLICKED, row, item, k)
         else:
-            queues.tallies[k, LATE] += 1
-            push_pending(queues, INTERACTED, opened.user_row[slot], opened.item[slot], k)
+            tallies[k, LATE] += 1
+            push_pending(pending, s, INTERACTED, row, item, k)
 
 
 @njit(cache=True, nogil=True)
@@ -535,10 +557,12 @@ def admit(
 ) -> None:  # fmt: skip
     """Open a new impression: freeze its state, join what waited for it."""
     s = queues.scalars
-    n_kinds = p.windows_ms.shape[0]
+    keep_ms = p.window_ms + p.horizon_ms
     if s[OPEN_COUNT] >= p.open_max:
         s[FLOOR] = max(s[FLOOR], queues.heap[0, 0] - p.window_ms)
-        old = close_first(queues, opened, EVICTED_OPEN, n_kinds)
+        old = close_first(
+            queues.heap, queues.seen, s, queues.tallies, opened.key, opened.click_ts, EVICTED_OPEN
+        )
         opened.number[old] = -1
         s[EVICTED] += 1
         queues.free[s[N_FREE]] = old
@@ -556,7 +580,7 @@ def admit(
     opened.user[slot] = e.user[i]
     opened.ts[slot] = e.ts[i]
     opened.logit[slot] = np.float32(np.nan)
-    row = user_row(users, e.user[i], s, p.users_max)
+    row = user_row(users.table, e.user[i], s, p.users_max)
     opened.user_row[slot] = row
     opened.gap_ms[slot] = -1
     opened.interactions[slot, 0] = 0
@@ -575,10 +599,17 @@ def admit(
     for f in range(shown.dense.shape[1]):
         opened.dense[slot, f] = shown.dense[m, f]
     bucket = s[CLOCK] // p.bucket_ms
-    freeze_counters(opened, slot, shown.counter_keys[m], counters, s, bucket, p)
-    remember(queues, e.key[i], slot + OPEN_SLOT, e.ts[i], p)
-    join_early_clicks(queues, slot, opened, shown.click_keys[m], p)
-    push_pending(queues, EXPOSED, slot, number, 0)
+    freeze_counters(
+        opened.counter_row, opened.counts, opened.decayed, slot, shown.counter_keys, m,
+        counters.by_user, counters.by_other, s, bucket, p.is_global, p.decay_row, p.decay,
+        p.counters_max,
+    )  # fmt: skip
+    remember(queues.seen, queues.forget, s, e.key[i], slot + OPEN_SLOT, e.ts[i], keep_ms)
+    join_early_clicks(
+        queues.seen, queues.pending, s, queues.tallies, opened.click_ts, slot, e.ts[i], row,
+        e.item[i], shown.click_keys, m, p.windows_ms,
+    )  # fmt: skip
+    push_pending(queues.pending, s, EXPOSED, slot, number, 0)
     due = e.ts[i] + p.window_ms
     if due < s[CLOCK] - p.lateness_ms:
         s[LATE_IMPRESSIONS] += 1
@@ -590,42 +621,50 @@ def admit(
 
 
 @njit(cache=True, nogil=True)
-def click(e: Events, i: int, queues: Queues, opened: Open, users: Users, p: Params) -> None:
-    """Join a click with its impression, or let it wait, or count it late (rules 4 and 11)."""
+def click(
+    e: Events, i: int, queues: Queues, rows: I64, shown_ts: I64, click_ts: I64, table: I64,
+    windows_ms: I64, keep_ms: int, users_max: int,
+) -> None:  # fmt: skip
+    """Join a click with its impression, or let it wait, or count it late (rules 4 and 11).
+
+    `rows`, `shown_ts` and `click_ts` are columns of the open impressions, `table` that of users.
+    """
     s = queues.scalars
     kind = e.click_kind[i]
     place = find(queues.seen, e.impression_key[i])
     if place < 0:
-        remember(queues, e.key[i], (e.ts[i] << 5) | kind, e.ts[i], p)
+        waiting = (e.ts[i] << 5) | kind
+        remember(queues.seen, queues.forget, s, e.key[i], waiting, e.ts[i], keep_ms)
         s[WAITING] += 1
         return
     value = queues.seen[place, 1]
-    remember(queues, e.key[i], SEEN_DONE, e.ts[i], p)
+    remember(queues.seen, queues.forget, s, e.key[i], SEEN_DONE, e.ts[i], keep_ms)
     if value >= OPEN_SLOT:
         slot = value - OPEN_SLOT
-        row = opened.user_row[slot]
-        if e.ts[i] <= opened.ts[slot] + p.windows_ms[kind]:
-            opened.click_ts[slot, kind] = e.ts[i]
+        row = rows[slot]
+        if e.ts[i] <= shown_ts[slot] + windows_ms[kind]:
+            click_ts[slot, kind] = e.ts[i]
             queues.tallies[kind, JOINED] += 1
-            push_pending(queues, CLICKED, row, opened.item[slot], kind)
+            push_pending(queues.pending, s, CLICKED, row, e.item[i], kind)
             return
     else:
-        row = user_row(users, e.user[i], s, p.users_max)
+        row = user_row(table, e.user[i], s, users_max)
     queues.tallies[kind, LATE] += 1
-    push_pending(queues, INTERACTED, row, e.item[i], kind)
+    push_pending(queues.pending, s, INTERACTED, row, e.item[i], kind)
 
 
 @njit(cache=True, nogil=True)
 def other_click(e: Events, i: int, known: int, queues: Queues, users: Users, p: Params) -> None:
     """A click of a kind without label: it feeds histories where its impression is known."""
     s = queues.scalars
+    keep_ms = p.window_ms + p.horizon_ms
     if known == queues.tallies.shape[0] - 1 or find(queues.seen, e.impression_key[i]) < 0:
         queues.tallies[known, ORPHAN] += 1
         return
-    remember(queues, e.key[i], SEEN_DONE, e.ts[i], p)
+    remember(queues.seen, queues.forget, s, e.key[i], SEEN_DONE, e.ts[i], keep_ms)
     queues.tallies[known, JOINED] += 1
-    row = user_row(users, e.user[i], s, p.users_max)
-    push_pending(queues, CLICKED, row, e.item[i], known)
+    row = user_row(users.table, e.user[i], s, p.users_max)
+    push_pending(queues.pending, s, CLICKED, row, e.item[i], known)
 
 
 @njit(cache=True, nogil=True)
@@ -638,20 +677,32 @@ def advance(
     BATCH: `out` holds a batch; take it, free its slots, and call again from the same event. Where
     a batch closes depends on the events alone, never on `start` and `stop`.
     """
-    s = queues.scalars
+    # Each array that a call passes costs: conditions are looked at here, before the calls.
+    s, ring = queues.scalars, queues.forget
     n_kinds = p.windows_ms.shape[0]
+    keep_ms = p.window_ms + p.horizon_ms
+    exposures = Exposures(opened.number, opened.counter_row, opened.user_row, opened.ts)
     for i in range(start, stop):
         if e.clock[i] > s[CLOCK]:
             if s[N_PENDING] > 0:
-                apply_pending(queues, opened, users, counters, p)
+                apply_pending(
+                    queues.pending, s, exposures, users, counters, p.is_global, p.history_mask,
+                    p.ring, p.items_max,
+                )  # fmt: skip
             s[CLOCK] = e.clock[i]
             watermark = s[CLOCK] - p.lateness_ms
-            s[FLOOR] = max(s[FLOOR], watermark - p.window_ms - p.horizon_ms)
-            if s[FORGET_HEAD] < s[FORGET_TAIL]:
+            s[FLOOR] = max(s[FLOOR], watermark - keep_ms)
+            if s[FORGET_HEAD] < s[FORGET_TAIL] and (
+                ring[s[FORGET_HEAD] & (ring.shape[0] - 1), 1] < watermark or s[N_SEEN] >= p.ids_max
+            ):
                 forget(queues, watermark, p)
         if s[N_PENDING] == 0:
             watermark = s[CLOCK] - p.lateness_ms
-            if settle(queues, opened, counters, watermark, p) == BATCH:
+            closes = s[N_HEAP] > 0 and queues.heap[0, 0] < watermark
+            full = s[N_OUT] >= p.batch_size
+            due = s[N_OUT] > 0 and watermark > s[FIRST_SETTLE] + p.linger_ms
+            any_due = closes or full or due
+            if any_due and settle(queues, opened, counters, watermark, p) == BATCH:
                 return i, BATCH
         kind = e.kind[i]
         if kind > 2:
@@ -676,12 +727,15 @@ def advance(
         if kind == 0:
             admit(e, i, shown, queues, opened, users, counters, p)
         elif kind == 2:
-            remember(queues, e.key[i], SEEN_DONE, e.ts[i], p)
+            remember(queues.seen, queues.forget, s, e.key[i], SEEN_DONE, e.ts[i], keep_ms)
             queues.tallies[known, ORGANIC] += 1
-            row = user_row(users, e.user[i], s, p.users_max)
-            push_pending(queues, INTERACTED, row, e.item[i], known)
+            row = user_row(users.table, e.user[i], s, p.users_max)
+            push_pending(queues.pending, s, INTERACTED, row, e.item[i], known)
         elif known < n_kinds:
-            click(e, i, queues, opened, users, p)
+            click(
+                e, i, queues, opened.user_row, opened.ts, opened.click_ts, users.table,
+                p.windows_ms, keep_ms, p.users_max,
+            )  # fmt: skip
         else:
             other_click(e, i, known, queues, users, p)
     return stop, DONE

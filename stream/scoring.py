@@ -104,11 +104,7 @@ class Scorer:
         self._keys = EventKeys(plan, pipeline.items)
         self._join = pipeline.join
         # What was released is known, also the last key time's; an impression comes after it.
-        k.apply_pending(
-            self._join.queues, self._join.opened, self._join.users.arrays,
-            k.Counters(self._join.user_counters.records, self._join.global_counters.records),
-            self._join.params,
-        )  # fmt: skip
+        self._join.apply_pending()
 
     def __enter__(self) -> Self:
         """Itself."""
