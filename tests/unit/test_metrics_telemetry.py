@@ -152,7 +152,7 @@ def test_without_telemetry_nothing_is_measured_and_no_thread_starts(tmp_path):
     telemetry = connect(TelemetryConfig(), t.METRICS, service="s", version="1")
     assert telemetry is NO_TELEMETRY
     assert run_engine(tmp_path, telemetry) == 12
-    assert set(threading.enumerate()) == before
+    assert set(threading.enumerate()) <= before, "a thread was started"
     assert PipelineProbe(telemetry).span is no_span
 
 
