@@ -701,15 +701,13 @@ def advance(
             closes = s[N_HEAP] > 0 and queues.heap[0, 0] < watermark
             full = s[N_OUT] >= p.batch_size
             due = s[N_OUT] > 0 and watermark > s[FIRST_SETTLE] + p.linger_ms
-            any_due = closes or full or due
-            if any_due and settle(queues, opened, counters, watermark, p) == BATCH:
+            if (closes or full or due) and settle(queues, opened, counters, watermark, p) == BATCH:
                 return i, BATCH
         kind = e.kind[i]
         if kind > 2:
             continue
-        known = queues.tallies.shape[0] - 1
-        if kind > 0 and e.click_kind[i] >= 0:
-            known = e.click_kind[i]
+        is_known = kind > 0 and e.click_kind[i] >= 0
+        known = e.click_kind[i] if is_known else queues.tallies.shape[0] - 1
         if e.ts[i] < s[FLOOR]:
             e.verdict[i] = TOO_LATE
             if kind == 0:
