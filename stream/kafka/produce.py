@@ -110,7 +110,8 @@ class _Sending:
                 times = [t for b in paced for t in map(event_time_ms, b.values) if t is not None]
                 start_ms = min(times, default=last_ms)
                 last_ms = max(last_ms, *times)
-                first_ms = start_ms if first_ms is None else first_ms
+                if first_ms is None:
+                    began, first_ms = time.monotonic(), start_ms
                 if speed is not None:
                     due_s = (start_ms - first_ms) / 1000 / speed
                     await asyncio.sleep(max(0.0, began + due_s - time.monotonic()))
