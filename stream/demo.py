@@ -60,7 +60,6 @@ class DemoResult:
 
     setup_s: float = 0.0
     run_s: float = 0.0
-    replay_s: float = 0.0
     status: dict[str, Any] = field(default_factory=dict)
     report: dict[str, Any] = field(default_factory=dict)
     differences: list[str] = field(default_factory=list)
@@ -160,13 +159,11 @@ class Demo:
 
     def _replay(self, result: DemoResult) -> None:
         """Replay the same log and compare the predictions, column by column."""
-        began = time.monotonic()
         self._tell(Told("replaying the same log to compare", 0, 0, result.status))
         folder = self._config.folder / "replay"
         evaluate = ("--evaluate-from", self._config.evaluate_from)
         self._run("replay", str(self._log), "--report", str(folder),
                   *(evaluate if self._config.evaluate_from else ()))  # fmt: skip
-        result.replay_s = time.monotonic() - began
         result.report = json.loads((folder / "report.json").read_text())
         result.differences = differing_columns(self._state / PREDICTIONS, folder / PREDICTIONS)
 

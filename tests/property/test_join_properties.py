@@ -260,7 +260,3 @@ def test_a_full_memory_of_ids_never_lets_a_duplicate_through(seed: int, ids_max:
     pipeline = run(small_config(ids_max=ids_max), log)
     keys = np.concatenate([b.key_n for b in pipeline.batches] or [np.zeros(0, np.int64)])
     assert len(set(keys.tolist())) == len(keys)
-    s = pipeline.join.queues.scalars
-    if s[k.FORCED_FORGETS]:
-        assert s[k.FLOOR] > 0
-        assert s[k.N_SEEN] <= max(ids_max, 60)

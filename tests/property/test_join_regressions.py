@@ -142,3 +142,16 @@ def test_a_malformed_first_record_does_not_start_the_stream() -> None:
     pipeline.process([record_batch(SHOWN, 0, log[SHOWN][:1])], 0)
     assert pipeline.counts["rejected"] == 1
     assert not pipeline._started
+
+
+def test_ids_that_must_go_early_make_their_duplicates_too_late() -> None:
+    """With room for 20 ids: the floor rises, and what is redelivered is refused, not learned."""
+    shown = [impression(i, i % 5, 10 * i, [i % 9]) for i in range(200)]
+    log: Log = {SHOWN: [*shown, *shown[:150], watermark(10**5)], CLICKS: [watermark(10**5)]}
+    pipeline = run(small_config(ids_max=20, dedup_horizon_ms=10**6), log)
+    s = pipeline.join.queues.scalars
+    assert pipeline.ledger.samples == 200
+    assert s[k.FORCED_FORGETS] >= 170
+    assert s[k.N_SEEN] <= 20
+    assert s[k.TOO_LATE_IMPRESSIONS] == 150
+    assert pipeline.rejected_by_reason == {"too_late": 150}
