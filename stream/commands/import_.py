@@ -12,7 +12,8 @@ import click
 from rich.console import Console
 
 from infra.errors import InputError
-from stream.importers.kuairand import ImportCounts, KuaiRandImportConfig, import_kuairand
+from stream.importers.import_config import ImportCounts
+from stream.importers.kuairand import KuaiRandImportConfig, import_kuairand
 from stream.times import time_ms
 
 

@@ -13,7 +13,7 @@ harmless: it is long before any evaluated span.)
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -32,7 +32,7 @@ from stream.codec_write import (
     item_body,
 )
 from stream.columns import I64
-from stream.events import EVENTS_PER_ENVELOPE_MAX
+from stream.importers.import_config import ImportConfig, ImportCounts
 from stream.importers.log_builder import Outgoing, write_log
 from stream.keys import combined, keys_of_ints, salt_of
 
@@ -45,39 +45,8 @@ _POSITIVE: Final = np.int64(0x7FFF_FFFF_FFFF_FFFF)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class KuaiRandImportConfig:
-    """Partitions of each topic, events in a row envelope (1: single events), span of impressions.
-
-    `to_ms` 0: no end.
-    """
-
-    partitions: int = 4
-    envelope: int = 1
-    from_ms: int = 0
-    to_ms: int = 0
-
-    def __post_init__(self) -> None:
-        """Check the numbers."""
-        if self.partitions < 1:
-            raise ValueError(f"partitions must be at least 1, got {self.partitions}")
-        if not 1 <= self.envelope <= EVENTS_PER_ENVELOPE_MAX:
-            raise ValueError(
-                f"envelope must be 1 to {EVENTS_PER_ENVELOPE_MAX}, got {self.envelope}"
-            )
-        if self.to_ms and self.from_ms >= self.to_ms:
-            raise ValueError("the span of impressions is empty: its start must lie before its end")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImportCounts:
-    """Events written by kind, records by topic, and the log's identity."""
-
-    impressions: int
-    clicks: int
-    organic: int
-    items: int
-    records: Mapping[str, int]
-    source_id: str
+class KuaiRandImportConfig(ImportConfig):
+    """The settings of all importers; this one has none of its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
