@@ -5,7 +5,7 @@ Knows no data set. Partitions are those that Kafka's default partitioner gives t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -30,8 +30,8 @@ class Outgoing(NamedTuple):
     message: bytes | None = None
 
 
-class _Record(NamedTuple):
-    """One record before it has an offset; sorts by time only."""
+class Record(NamedTuple):
+    """One record before it has an offset; `ts_ms` is the time of its latest event."""
 
     ts_ms: int
     key: bytes | None
@@ -60,17 +60,33 @@ def write_log(
     neighbours into a row envelope without key, stamped with its latest time. Record timestamps
     are the events' times, as sending times are unknown. `on_records` hears of progress.
     """
-    records: list[tuple[int, int, int, int, str, _Record]] = []
-    for topic, events in streams.items():
-        for partition, group in enumerate(_partitioned(events, partitions)):
-            for offset, record in enumerate(_packed(group, envelope)):
-                records.append((record.ts_ms, TOPIC_RANK[topic], partition, offset, topic, record))
-    # Times rise within a partition, so each record's time is its partition's clock.
-    records.sort(key=lambda one: one[:4])
-    counts = dict.fromkeys(streams, 0)
-    with RecordLogWriter(path, dict.fromkeys(streams, partitions), ordered=True) as log:
-        for ts_ms, _, partition, offset, topic, record in records:
-            log.write(topic, partition, offset, ts_ms, record.key, record.value)
+    records = {
+        topic: [list(_packed(group, envelope)) for group in _partitioned(events, partitions)]
+        for topic, events in streams.items()
+    }
+    return write_records(path, records, on_records=on_records)
+
+
+def write_records(
+    path: Path,
+    records: Mapping[str, Sequence[Sequence[Record]]],
+    *,
+    on_records: Callable[[int], None],
+) -> BuiltLog:
+    """Write an ordered log of finished records by topic and partition, each in its own order."""
+    placed: list[tuple[int, int, int, int, str, Record]] = []
+    for topic, groups in records.items():
+        for partition, group in enumerate(groups):
+            clock = 0
+            for offset, record in enumerate(group):
+                clock = max(clock, record.ts_ms)
+                placed.append((clock, TOPIC_RANK[topic], partition, offset, topic, record))
+    placed.sort(key=lambda one: one[:4])
+    counts = dict.fromkeys(records, 0)
+    partitions = {topic: len(groups) for topic, groups in records.items()}
+    with RecordLogWriter(path, partitions, ordered=True) as log:
+        for _, _, partition, offset, topic, record in placed:
+            log.write(topic, partition, offset, record.ts_ms, record.key, record.value)
             counts[topic] += 1
             if offset % _PROGRESS_RECORDS == 0:
                 on_records(sum(counts.values()))
@@ -96,7 +112,7 @@ def _partitioned(events: Iterable[Outgoing], partitions: int) -> list[list[Outgo
     return groups
 
 
-def _packed(events: list[Outgoing], envelope: int) -> Iterator[_Record]:
+def _packed(events: list[Outgoing], envelope: int) -> Iterator[Record]:
     waiting: list[Outgoing] = []
     for event in events:
         finished = event.message
@@ -104,9 +120,9 @@ def _packed(events: list[Outgoing], envelope: int) -> Iterator[_Record]:
             yield _envelope(waiting)
             waiting = []
         if finished is not None:
-            yield _Record(event.ts_ms, event.key, finished)
+            yield Record(event.ts_ms, event.key, finished)
         elif envelope == 1:
-            yield _Record(event.ts_ms, event.key, encode_event(event.type_, event.body))
+            yield Record(event.ts_ms, event.key, encode_event(event.type_, event.body))
         else:
             waiting.append(event)
             if len(waiting) == envelope:
@@ -116,6 +132,6 @@ def _packed(events: list[Outgoing], envelope: int) -> Iterator[_Record]:
         yield _envelope(waiting)
 
 
-def _envelope(events: list[Outgoing]) -> _Record:
+def _envelope(events: list[Outgoing]) -> Record:
     value = encode_envelope(f"{events[0].type_}s", [event.body for event in events])
-    return _Record(events[-1].ts_ms, None, value)
+    return Record(events[-1].ts_ms, None, value)
