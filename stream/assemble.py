@@ -155,6 +155,8 @@ def _of_item(column: Column) -> bool:
 def _dense_column(path: str, place: int, s: Samples, attributes: ItemFeatures) -> F32:
     if path == "user.gap":
         return s.gap_ms_n.astype(np.float32) / np.float32(1_000)
+    if path == "user.session_position":
+        return s.session_position_n.astype(np.float32)
     if path in ("user.interactions", "item.interactions"):
         return s.interactions_n2[:, int(path.startswith("item"))].astype(np.float32)
     if path.startswith("item.attributes."):

@@ -20,7 +20,10 @@ FeatureKind = Literal["id", "multi-id", "dense"]
 PredictAt = Literal["impression", "settle"]
 
 ID_PATHS = ("user", "item", "impression.hour", "impression.weekday", "impression.position")
-DENSE_PATHS = ("user.gap", "user.interactions", "item.interactions", "impression.position")
+DENSE_PATHS = (
+    "user.gap", "user.session_position", "user.interactions", "item.interactions",
+    "impression.position",
+)  # fmt: skip
 PREFIXES = ("context.", "features.", "item.attributes.")
 
 
@@ -30,7 +33,8 @@ class FeatureConfig:
 
     `path`: `user`, `item`, `context.X`, `features.X` (of the item shown), `item.attributes.X`,
     `impression.hour|weekday|position`; dense only: `user.gap` (ms since the user's impression
-    before), `user.interactions`, `item.interactions`. `admit_after`: sightings before an id gets a
+    before), `user.session_position` (the user's impressions before this one in their session),
+    `user.interactions`, `item.interactions`. `admit_after`: sightings before an id gets a
     row of its own. `length`: values kept of a several-valued field. `scale` of dense fields:
     `log1p` (of the magnitude, signed) or `none`.
     """
@@ -67,6 +71,7 @@ class StreamConfig:
     lateness_ms: int = 5_000
     linger_ms: int = 60_000
     dedup_horizon_ms: int = 3_600_000
+    session_gap_ms: int = 1_800_000
     batch_size: int = 1_024
     predict_at: PredictAt = "impression"
     max_jump_ms: int = 600_000
@@ -83,7 +88,13 @@ class StreamConfig:
 
     def __post_init__(self) -> None:
         """Check what types cannot."""
-        for name in ("lateness_ms", "linger_ms", "dedup_horizon_ms", "max_future_ms"):
+        for name in (
+            "lateness_ms",
+            "linger_ms",
+            "dedup_horizon_ms",
+            "max_future_ms",
+            "session_gap_ms",
+        ):
             if getattr(self, name) < 0:
                 raise ValueError(f"stream.{name} must not be negative")
         for name in (

@@ -84,7 +84,7 @@ class FeaturePlan:
             lateness_ms=s.lateness_ms, window_ms=c.window_ms, horizon_ms=s.dedup_horizon_ms,
             linger_ms=s.linger_ms, batch_size=s.batch_size, open_max=s.open_max, ids_max=s.ids_max,
             users_max=s.users_max, counters_max=s.counters_max, items_max=s.items_max,
-            bucket_ms=BUCKET_MS,
+            bucket_ms=BUCKET_MS, session_gap_ms=s.session_gap_ms,
             windows_ms=np.array([label.window_ms for label in c.label.values()], np.int64),
             history_mask=np.array(
                 [sum(1 << kinds[kind] for kind in h.kinds) for h in c.history], np.int64
@@ -144,7 +144,8 @@ def plan(config: Config) -> FeaturePlan:
 def _split(features: list[FeatureConfig]) -> tuple[list[FeatureConfig], list[FeatureConfig]]:
     """Those that the event carries, and those that come from the item's attributes."""
     attributes = [f for f in features if f.path.startswith(ATTRIBUTE)]
-    state = ("user", "item", "user.gap", "user.interactions", "item.interactions")
+    state = ("user", "item", "user.gap", "user.session_position", "user.interactions",
+             "item.interactions")  # fmt: skip
     return [f for f in features if f not in attributes and f.path not in state], attributes
 
 

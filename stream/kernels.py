@@ -92,6 +92,7 @@ class Open(NamedTuple):
     decayed: NDArray[np.float32]
     history_seq: I64
     gap_ms: I64
+    session_position: I64
     interactions: I64
     logit: NDArray[np.float32]
 
@@ -120,12 +121,13 @@ class Queues(NamedTuple):
 
 
 class Users(NamedTuple):
-    """User state: histories as rings, time of the last impression, interactions; item counts."""
+    """User state: histories as rings, last impression, session, interactions; item counts."""
 
     table: I64
     ring: I64
     seq: I64
     last_ts: I64
+    session: I64
     interactions: I64
     items: I64
 
@@ -151,6 +153,7 @@ class Params(NamedTuple):
     counters_max: int
     items_max: int
     bucket_ms: int
+    session_gap_ms: int
     windows_ms: I64
     history_mask: I64
     ring: int
@@ -358,7 +361,7 @@ def forget(queues: Queues, watermark: int, p: Params) -> None:
 @njit(cache=True, nogil=True)
 def apply_pending(
     pending: I64, s: I64, opened: Exposures, users: Users, counters: Counters,
-    is_global: NDArray[np.uint8], history_mask: I64, ring: int, items_max: int,
+    is_global: NDArray[np.uint8], history_mask: I64, ring: int, items_max: int, session_gap_ms: int,
 ) -> None:  # fmt: skip
     """Let the events of the key time that is over change user state and counters."""
     for i in range(s[N_PENDING]):
@@ -373,8 +376,12 @@ def apply_pending(
                         counters.by_other[row]["x"] += 1
                     else:
                         counters.by_user[row]["x"] += 1
-            if opened.user_row[a] >= 0:
-                users.last_ts[opened.user_row[a]] = opened.ts[a]
+            u = opened.user_row[a]
+            if u >= 0:
+                if opened.ts[a] - users.last_ts[u] > session_gap_ms:
+                    users.session[u] = 0
+                users.session[u] += 1
+                users.last_ts[u] = opened.ts[a]
             continue
         item, kind = pending[i, 2], pending[i, 3]
         if a >= 0:
@@ -583,6 +590,7 @@ def admit(
     row = user_row(users.table, e.user[i], s, p.users_max)
     opened.user_row[slot] = row
     opened.gap_ms[slot] = -1
+    opened.session_position[slot] = 0
     opened.interactions[slot, 0] = 0
     for h in range(p.history_mask.shape[0]):
         opened.history_seq[slot, h] = users.seq[row, h] if row >= 0 else 0
@@ -590,6 +598,8 @@ def admit(
         opened.interactions[slot, 0] = users.interactions[row]
         if users.last_ts[row] > 0:
             opened.gap_ms[slot] = max(e.ts[i] - users.last_ts[row], 0)
+            if opened.gap_ms[slot] <= p.session_gap_ms:
+                opened.session_position[slot] = users.session[row]
     place = find(users.items, e.item[i])
     opened.interactions[slot, 1] = users.items[place, 1] if place >= 0 else 0
     for f in range(shown.ids.shape[1]):
@@ -687,7 +697,7 @@ def advance(
             if s[N_PENDING] > 0:
                 apply_pending(
                     queues.pending, s, exposures, users, counters, p.is_global, p.history_mask,
-                    p.ring, p.items_max,
+                    p.ring, p.items_max, p.session_gap_ms,
                 )  # fmt: skip
             s[CLOCK] = e.clock[i]
             watermark = s[CLOCK] - p.lateness_ms

@@ -41,6 +41,7 @@ class Samples:
     counts_nJC: NDArray[np.int32]
     decayed_nDC: NDArray[np.float32]
     gap_ms_n: I64
+    session_position_n: I64
     interactions_n2: I64
     logit_n: NDArray[np.float32]
     sample_rate_n: NDArray[np.float32]

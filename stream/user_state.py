@@ -1,4 +1,4 @@
-"""User state: histories in rings, last impression, interactions. Arrays; the loops are in kernels.
+"""User state: histories in rings, last impression, session, interactions; the loops are in kernels.
 
 A frozen history is (user row, sequence number), read when the request settles. A ring that has
 overtaken an open reader loses that reader's oldest entries, deterministically and counted.
@@ -53,6 +53,7 @@ class UserState:
             ring=np.zeros((rows, histories * ring), np.int64),
             seq=np.zeros((rows, histories), np.int64),
             last_ts=np.zeros(rows, np.int64),
+            session=np.zeros(rows, np.int64),
             interactions=np.zeros(rows, np.int64),
             items=np.zeros((rows * 2, 2), np.int64),
         )
@@ -67,7 +68,8 @@ class UserState:
                 rows *= 2
             a = a._replace(
                 ring=_grown(a.ring, rows), seq=_grown(a.seq, rows),
-                last_ts=_grown(a.last_ts, rows), interactions=_grown(a.interactions, rows),
+                last_ts=_grown(a.last_ts, rows), session=_grown(a.session, rows),
+                interactions=_grown(a.interactions, rows),
             )  # fmt: skip
         a = a._replace(table=grown_table(a.table, min(users + n, self.users_max)))
         self.arrays = a._replace(items=grown_table(a.items, min(items + n, self.items_max)))
@@ -81,6 +83,7 @@ class UserState:
             arrays={
                 "table": table_rows(a.table), "ring": a.ring[:users].copy(),
                 "seq": a.seq[:users].copy(), "last_ts": a.last_ts[:users].copy(),
+                "session": a.session[:users].copy(),
                 "interactions": a.interactions[:users].copy(), "items": table_rows(a.items),
             },
             meta={"ring": self._ring},
@@ -96,7 +99,7 @@ class UserState:
         users = len(part.array("last_ts"))
         self.reserve(users, len(part.array("items")), 0)
         a = self.arrays
-        for name in ("ring", "seq", "last_ts", "interactions"):
+        for name in ("ring", "seq", "last_ts", "session", "interactions"):
             target = getattr(a, name)
             target[...] = 0
             target[:users] = part.array(name, np.int64)

@@ -124,6 +124,7 @@ def rows_of(samples: Samples) -> list[dict[str, Any]]:
             "counts": samples.counts_nJC[i].tolist(),
             "history": samples.history_nL[0][i][: samples.history_len_n[0][i]].tolist(),
             "gap": int(samples.gap_ms_n[i]),
+            "session": int(samples.session_position_n[i]),
             "interactions": samples.interactions_n2[i].tolist(),
         }
         for i in range(len(samples))
@@ -142,6 +143,7 @@ def oracle_rows(oracle: Oracle) -> list[list[dict[str, Any]]]:
                 "counts": [list(row.counts[c]) for c in ("prior", "user", "item", "user_tab")],
                 "history": [key_of(item) for item in row.history],
                 "gap": row.gap,
+                "session": row.session,
                 "interactions": list(row.interactions),
             }
             for row in batch
@@ -185,7 +187,8 @@ def fingerprint(pipeline: SamplePipeline) -> tuple[Any, ...]:
     """Everything that must not depend on cuts, bit for bit (decayed floats included)."""
     columns = [np.concatenate([getattr(b, name).ravel().view(np.uint8) for b in pipeline.batches])
                for name in ("key_n", "counts_nJC", "decayed_nDC", "click_ts_nK", "logit_n",
-                            "number_n", "gap_ms_n", "interactions_n2")]  # fmt: skip
+                            "number_n", "gap_ms_n", "session_position_n",
+                            "interactions_n2")]  # fmt: skip
     histories = [b.history_nL[0].tobytes() for b in pipeline.batches]
     sizes = [len(b) for b in pipeline.batches]
     settled = [b.settle_ms for b in pipeline.batches]

@@ -22,6 +22,7 @@ class Row:
     counts: dict[str, tuple[int, int, int, int]]
     history: list[Any]
     gap: int
+    session: int
     interactions: tuple[int, int]
     clicks: dict[str, int] = field(default_factory=dict)
 
@@ -31,6 +32,7 @@ class Oracle:
 
     windows = {"click": 2_000, "like": 6_000}  # noqa: RUF012  # never written
     history_kinds = ("click", "watch")
+    session_gap = 1_000
 
     def __init__(self, *, lateness: int, linger: int, horizon: int, batch: int) -> None:
         self.lateness, self.linger, self.horizon, self.batch = lateness, linger, horizon, batch
@@ -45,6 +47,7 @@ class Oracle:
         self.counters: dict[Any, list[int]] = defaultdict(lambda: [0, 0, 0, 0])
         self.histories: dict[Any, list[Any]] = defaultdict(list)
         self.last: dict[Any, int] = {}
+        self.session: dict[Any, int] = {}
         self.user_interactions: dict[Any, int] = defaultdict(int)
         self.item_interactions: dict[Any, int] = defaultdict(int)
         self.out: list[Row] = []
@@ -87,7 +90,10 @@ class Oracle:
             if what == "exposed":
                 for key in value[1]:
                     self.counters[key][1] += 1
-                self.last[value[0].user] = value[0].ts
+                user, ts = value[0].user, value[0].ts
+                goes_on = ts - self.last.get(user, 0) <= self.session_gap
+                self.session[user] = self.session[user] + 1 if goes_on else 1
+                self.last[user] = ts
                 continue
             user, item, kind = value
             if kind in self.history_kinds:
@@ -149,6 +155,9 @@ class Oracle:
             counts={k[0]: tuple(self.counters[k]) for k in keys},  # type: ignore[misc]  # 4 of them
             history=self.histories[user][-5:],
             gap=max(e["ts"] - self.last[user], 0) if user in self.last else -1,
+            session=self.session[user]
+            if e["ts"] - self.last.get(user, 0) <= self.session_gap
+            else 0,
             interactions=(self.user_interactions[user], self.item_interactions[e["item"]]),
         )
         row.tab = e["tab"]  # type: ignore[attr-defined]

@@ -35,7 +35,7 @@ T0 = 1_650_000_000_000
 SMALL: dict[str, Any] = {
     "stream": {
         "lateness_ms": 500, "linger_ms": 4_000, "dedup_horizon_ms": 20_000, "batch_size": 4,
-        "max_jump_ms": 600_000, "predict_at": "impression",
+        "max_jump_ms": 600_000, "session_gap_ms": 1_000, "predict_at": "impression",
     },
     "items": {"dim": 0},
     "label": {"click": {"window_ms": 2_000}, "like": {"window_ms": 6_000}},
@@ -45,6 +45,7 @@ SMALL: dict[str, Any] = {
         {"name": "item", "path": "item"},
         {"name": "tab", "path": "context.tab"},
         {"name": "gap", "path": "user.gap", "kind": "dense", "scale": "log1p"},
+        {"name": "session", "path": "user.session_position", "kind": "dense"},
         {"name": "seen", "path": "user.interactions", "kind": "dense"},
     ],
     "counter": [

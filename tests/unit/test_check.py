@@ -53,7 +53,7 @@ def test_columns_are_those_of_the_specification():
     assert places.items() <= {name: i for i, name in enumerate(dense)}.items()
     gap = named(facts["features"], "gap")["column"]
     assert gap == f"dense_BD[:, {dense.index('gap')}]"
-    taken = {*places.values(), dense.index("gap"), dense.index("seen")}
+    taken = {*places.values(), dense.index("gap"), dense.index("session"), dense.index("seen")}
     assert taken == set(range(len(dense)))
 
 
@@ -107,7 +107,8 @@ def test_a_log_says_how_many_events_have_each_field(config, tmp_path, capsys):
     log = write_log(tmp_path / "a.parquet", samples=50)
     found = check(capsys, "--config", config, "--log", log)["log"]
     assert found["share_with_field"] == {
-        "user": 1.0, "item": 1.0, "tab": 1.0, "gap": None, "seen": None, "tag": 1.0
+        "user": 1.0, "item": 1.0, "tab": 1.0, "gap": None, "session": None,
+        "seen": None, "tag": 1.0
     }  # fmt: skip
     assert found["items"] == 40
     assert list(found["unknown_fields"]) == ["context.city"]

@@ -108,7 +108,7 @@ def test_the_plan_puts_each_field_where_it_says():
     assert [c.decayed for c in made.counters] == [-1, 0, -1, -1]
     names = [d.name for d in made.spec.dense]
     assert names[:1] == ["prior"]
-    assert names[-2:] == ["gap", "seen"]
-    assert len(names) == 1 + 2 * len(RANKED["counter"]) + 2 + 2  # one counter has a decayed copy
+    assert names[-2:] == ["session", "seen"]
+    assert len(names) == 1 + 2 * len(RANKED["counter"]) + 2 + 3  # one counter has a decayed copy
     assert made.spec.content_dim == 16
     assert made.shape.histories == (5,)

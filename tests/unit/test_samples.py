@@ -45,3 +45,19 @@ def test_another_version_is_refused():
     value = msgpack.unpackb(learned()[0].to_bytes())
     with pytest.raises(ValueError, match="expected version 1"):
         Samples.from_bytes(msgpack.packb(value | {"v": 2}))
+
+
+def test_a_session_counts_the_users_impressions_and_ends_with_a_gap():
+    times = (0, 900, 900, 1_900, 2_901, 3_000)
+    shown = [impression(n, 7, ts, [n, n + 50], tab=1) for n, ts in enumerate(times)]
+    log = {
+        TopicPartition("impressions", 0): [*shown, watermark(90_000)],
+        TopicPartition("clicks", 0): [watermark(90_000)],
+    }
+    pipeline = run(small_config(session_gap_ms=1_000), log)
+    positions = [s.session_position_n.tolist() for s in pipeline.batches]
+    # Two items at a time; what was shown at 900 does not see each other; 2901 is too far.
+    assert [p for batch in positions for p in batch] == [0, 0, 2, 2, 2, 2, 6, 6, 0, 0, 2, 2]
+    column = [d.name for d in pipeline.plan.spec.dense].index("session")
+    batch = pipeline._assembler.prediction_batch(pipeline.batches[0])
+    assert batch.dense_BD[:, column].tolist() == positions[0]
