@@ -147,6 +147,13 @@ class SnapshotConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReportConfig:
+    """What reports are cut by. `fields`: id features whose values go into the prediction log."""
+
+    fields: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """Everything a run is made of."""
 
@@ -158,6 +165,7 @@ class Config:
     items: ItemsConfig = field(default_factory=ItemsConfig)
     ranker: RankerConfig = field(default_factory=RankerConfig)
     snapshot: SnapshotConfig = field(default_factory=SnapshotConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
     label: Mapping[str, LabelConfig] = field(default_factory=dict)
     feature: tuple[FeatureConfig, ...] = ()
     counter: tuple[CounterConfig, ...] = ()
@@ -206,6 +214,13 @@ def _check_names(config: Config) -> None:
             raise ValueError(
                 f"counter '{counter.name}': key {missing[0]!r} is no id feature; expected "
                 f"'user', 'item' or one of {sorted(ids)}"
+            )
+    sliced = {f.name for f in config.feature if f.kind == "id" and f.path not in ("user", "item")}
+    for name in config.report.fields:
+        if name not in sliced:
+            raise ValueError(
+                f"report.fields: '{name}' is no id feature of the impression or the item; expected "
+                f"some of {sorted(sliced)}"
             )
     if config.history and not any(f.path == "item" for f in config.feature):
         raise ValueError("a [[history]] needs a [[feature]] with path 'item', whose rows it shares")

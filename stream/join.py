@@ -206,15 +206,20 @@ class JoinState:
             dense_nX=o.dense[slots], counts_nJC=o.counts[slots], decayed_nDC=o.decayed[slots],
             gap_ms_n=o.gap_ms[slots], session_position_n=o.session_position[slots],
             interactions_n2=o.interactions[slots],
-            logit_n=o.logit[slots], sample_rate_n=np.ones(len(slots), np.float32),
+            sample_rate_n=np.ones(len(slots), np.float32),
             history_nL=tuple(histories), history_len_n=tuple(lengths),
             settle_ms=self.clock_ms - self.params.lateness_ms,
         )  # fmt: skip
 
+    def slots_in_use(self) -> NDArray[np.int64]:
+        """Slots of open impressions and of samples that wait for their batch, ascending."""
+        q = self.queues
+        return np.union1d(q.heap[: q.scalars[k.N_HEAP], 2], self.out())
+
     def export_full(self) -> Sequence[Part]:
         """Open impressions, ids, queues (`join`); users; both kinds of counters."""
         q, s = self.queues, self.queues.scalars
-        used = np.union1d(q.heap[: s[k.N_HEAP], 2], self.out())
+        used = self.slots_in_use()
         arrays: dict[str, NDArray[Any]] = {f"open_{n}": getattr(self.opened, n)[used]
                                            for n in k.Open._fields}  # fmt: skip
         for name, n in zip(
@@ -287,7 +292,7 @@ def _open_arrays(shape: JoinShape, n: int) -> k.Open:
         dense=f32(shape.dense), counter_row=i64(shape.counters) - 1,
         counts=np.zeros((n, shape.counters, 2 + shape.labels), np.int32),
         decayed=f32(shape.decayed, 1 + shape.labels), history_seq=i64(len(shape.histories)),
-        gap_ms=i64(), session_position=i64(), interactions=i64(2), logit=f32(),
+        gap_ms=i64(), session_position=i64(), interactions=i64(2),
     )  # fmt: skip
 
 

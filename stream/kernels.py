@@ -94,7 +94,6 @@ class Open(NamedTuple):
     gap_ms: I64
     session_position: I64
     interactions: I64
-    logit: NDArray[np.float32]
 
 
 class Exposures(NamedTuple):
@@ -586,7 +585,6 @@ def admit(
     opened.item[slot] = e.item[i]
     opened.user[slot] = e.user[i]
     opened.ts[slot] = e.ts[i]
-    opened.logit[slot] = np.float32(np.nan)
     row = user_row(users.table, e.user[i], s, p.users_max)
     opened.user_row[slot] = row
     opened.gap_ms[slot] = -1

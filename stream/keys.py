@@ -42,6 +42,12 @@ def _unshift(z: U64, k: int) -> U64:
     return x
 
 
+def _unmix(z: U64) -> U64:
+    z = _unshift(z, 31) * _INV_M2
+    z = _unshift(z, 27) * _INV_M1
+    return _unshift(z, 30)
+
+
 def keys_of_ints(ids: NDArray[Any]) -> I64:
     """Keys of integer ids, int64 [n]."""
     z = mix(ids.astype(np.int64).view(np.uint64) + _GAMMA).view(np.int64)
@@ -51,10 +57,7 @@ def keys_of_ints(ids: NDArray[Any]) -> I64:
 def ints_of_keys(keys: I64) -> I64:
     """Integer ids of keys that `keys_of_ints` made, int64 [n]."""
     z = np.where(keys == _ZERO_KEY, np.int64(0), keys).view(np.uint64)
-    z = _unshift(z, 31) * _INV_M2
-    z = _unshift(z, 27) * _INV_M1
-    z = _unshift(z, 30)
-    return (z - _GAMMA).view(np.int64)
+    return (_unmix(z) - _GAMMA).view(np.int64)
 
 
 def key_of_str(text: str) -> int:
@@ -80,6 +83,12 @@ def salted(keys: I64, salt: np.int64) -> I64:
     """Keys of a field from plain keys; a key of 0 becomes the field's key for "missing"."""
     z = mix(keys.view(np.uint64) ^ salt.view(np.uint64)).view(np.int64)
     return np.where(z == 0, _ZERO_KEY, z)
+
+
+def unsalted(keys: I64, salt: np.int64) -> I64:
+    """Plain keys of a field's keys: the inverse of `salted`, 0 for its key for "missing"."""
+    z = np.where(keys == _ZERO_KEY, np.int64(0), keys).view(np.uint64)
+    return (_unmix(z) ^ salt.view(np.uint64)).view(np.int64)
 
 
 def combined(columns: list[I64], salt: np.int64) -> I64:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infra.state import Part
+from learners.batch import MiniBatch
 from learners.learner import Learner
 from stream import kernels as k
 from stream.assemble import Assembler
@@ -26,7 +27,8 @@ from stream.items import ItemTable
 from stream.join import JoinState
 from stream.ledger import Ledger
 from stream.positions import Position
-from stream.predictions import Predictions
+from stream.prediction_memory import Predicted, PredictionMemory
+from stream.predictions import Predictions, field_reader
 from stream.progressive import ProgressiveMetrics
 from stream.records import RecordBatch, TopicPartition
 from stream.samples import Samples
@@ -67,10 +69,12 @@ class OnlinePipeline:
         *,
         span: Span = no_span,
         on_device: bool = False,
+        arms: int = 1,
     ) -> None:
         """Empty state; `assign` says which partitions there are.
 
-        `on_device`: the learner's weights are not in this process's memory, but on a GPU.
+        `on_device`: the learner's weights are not in this process's memory, but on a GPU. `arms`:
+        logits a row, of learners side by side; live metrics are those of the first.
         """
         stream, topics = plan.config.stream, plan.config.topics
         self.plan, self.learner, self.items = plan, learner, items
@@ -80,6 +84,8 @@ class OnlinePipeline:
         self._topics = {topics.impressions: 0, topics.clicks: 1}
         self.sequencer = Sequencer(max_jump_ms=stream.max_jump_ms, buffered_max=stream.buffered_max)
         self.join = JoinState(plan.shape, plan.params())
+        self.predicted = PredictionMemory(arms)
+        self.weights_ms = 0
         self._keys = EventKeys(plan, items)
         self._assembler = Assembler(plan, items, compact=on_device)
         self.ledger = Ledger()
@@ -89,6 +95,7 @@ class OnlinePipeline:
         }  # fmt: skip
         self.rejected_by_reason: dict[str, int] = {}
         self.unknown_fields: dict[str, int] = {}
+        self._fields = {name: field_reader(plan, name) for name in plan.config.report.fields}
         self._started = False
         self._evicted = 0
 
@@ -269,26 +276,29 @@ class OnlinePipeline:
     def _step(self, report: PipelineReport) -> None:
         """One learn step: item updates, predictions of what was shown since the last, learning."""
         self.items.apply_until(self.join.clock_ms)
-        if self.plan.config.stream.predict_at == "impression":
+        stream = self.plan.config.stream
+        if stream.predict_at == "impression":
             self._predict()
         else:
             self.join.fresh()
         slots = self.join.out()
+        weights_ms, self.weights_ms = self.weights_ms, self.join.clock_ms - stream.lateness_ms
         with self._span("assemble"):
             samples = self.join.samples(slots, settled=True)
             batch = self._assembler.batch(samples)
         with self._span("train_step"):
             step = self.learner.learn_many(batch)
-        logits = samples.logit_n
-        if self.plan.config.stream.predict_at == "settle":
-            logits = step.logits_B.detach().cpu().numpy()
+        if stream.predict_at == "settle":
+            logits = step.logits_B.detach().cpu().numpy().reshape(len(slots), -1)
+            self.predicted.put(slots, logits, self.counts["steps"], weights_ms)
+        predicted = self.predicted.get(slots)
         labels = batch.labels_BK.numpy()
-        report.predictions.append(self._predictions(samples, labels, logits))
+        report.predictions.append(self._predictions(samples, batch, predicted))
         report.samples += len(samples)
         report.steps += 1
         self.counts["steps"] += 1
         self.ledger.add(samples.key_n, labels)
-        self.metrics.add(logits, labels[:, self.plan.spec.trained_column])
+        self.metrics.add(predicted.logit_nA[:, 0], labels[:, self.plan.spec.trained_column])
         self.join.free(slots)
 
     def _predict(self) -> None:
@@ -298,21 +308,25 @@ class OnlinePipeline:
         for first in range(0, len(slots), size):
             part = slots[first : first + size]
             with self._span("predict"):
-                self.join.opened.logit[part] = self.predict(self.join.samples(part))
+                logits = self.predict(self.join.samples(part))
+                self.predicted.put(part, logits, self.counts["steps"], self.weights_ms)
 
     def predict(self, samples: Samples) -> NDArray[np.float32]:
-        """Logits by the weights and item vectors as they are, float32 [n]; changes nothing."""
+        """Logits by the weights and item vectors as they are, float32 [n, arms]."""
         batch = self._assembler.prediction_batch(samples)
         logits: NDArray[np.float32] = self.learner.predict_many(batch).cpu().numpy()
-        return logits
+        return logits.reshape(len(samples), -1)
 
-    def _predictions(
-        self, s: Samples, labels: NDArray[np.float32], logits: NDArray[np.float32]
-    ) -> Predictions:
+    def _predictions(self, s: Samples, batch: MiniBatch, predicted: Predicted) -> Predictions:
+        n = len(s)
+        missing = batch.content.missing_B.numpy() if batch.content else np.ones(n, bool)
+        lengths = s.history_len_n or (np.zeros(n, np.int64),)
         names = [self.join.names.get(key) for key in s.key_n.tolist()] if self.join.names else None
         return Predictions(
             request_n=s.request_n, item_n=s.item_n, user_n=s.user_n, ts_ms_n=s.ts_ms_n,
-            labels_nK=labels, logit_n=logits, names=names,
+            labels_nK=batch.labels_BK.numpy(), predicted=predicted, names=names,
+            history_len_n=np.sum(lengths, axis=0), has_vector_n=~missing,
+            fields={name: read(batch) for name, read in self._fields.items()},
         )  # fmt: skip
 
     def export_full(self) -> list[Part]:
@@ -323,10 +337,12 @@ class OnlinePipeline:
             "unknown_fields": dict(self.unknown_fields), "ledger": self.ledger.to_map(),
             "clock_jumps": self.sequencer.clock_jumps,
             "idle_advances": self.sequencer.idle_advances, "started": self._started,
+            "weights_ms": self.weights_ms,
         }  # fmt: skip
         return [
             Part(name="pipeline", part_class="train", meta=meta),
             *self.join.export_full(),
+            self.predicted.export(self.join.slots_in_use()),
             *self.items.export_full(),
             *self.metrics.export_full(),
             *self.learner.export_full(),
@@ -343,6 +359,8 @@ class OnlinePipeline:
         self.unknown_fields = dict(meta["unknown_fields"])
         self.ledger = Ledger.from_map(meta["ledger"])
         self._started = meta["started"]
+        self.weights_ms = meta["weights_ms"]
+        self.predicted.apply(parts)
         self.join.apply(parts)
         self.items.apply(parts)
         self.metrics.apply(parts)

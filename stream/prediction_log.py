@@ -22,16 +22,19 @@ from stream.predictions import Predictions
 
 FILE = "predictions.parquet"
 _PARTS = "predictions.parts"
-_ROWS_PER_PART = 200_000
+_ROWS_PER_PART = 50_000
 
 
 class PredictionLog:
     """Appends predictions below a folder; `finish` makes `predictions.parquet` of them."""
 
-    def __init__(self, folder: Path, trained_column: int) -> None:
-        """`trained_column` of the labels is the one written. Raises InputError if unwritable."""
+    def __init__(self, folder: Path, trained_column: int, arms: Sequence[str] = ()) -> None:
+        """`trained_column` of the labels is the one written. Raises InputError if unwritable.
+
+        Logits of several `arms` are columns `logit.NAME`; without them there is one, `logit`.
+        """
         self._folder, self._parts = folder, folder / _PARTS
-        self._column = trained_column
+        self._column, self._arms = trained_column, tuple(arms)
         self._waiting: list[Predictions] = []
         self._rows_waiting = 0
         self._names: list[str] = []
@@ -116,7 +119,19 @@ class PredictionLog:
         columns["ts_ms"] = pa.array(_cat([p.ts_ms_n for p in self._waiting], np.int64))
         labels = _cat([p.labels_nK[:, self._column] for p in self._waiting], np.float32)
         columns["label"] = pa.array(labels.astype(np.int8))
-        columns["logit"] = pa.array(_cat([p.logit_n for p in self._waiting], np.float32))
+        for a, name in enumerate([f"logit.{arm}" for arm in self._arms] or ["logit"]):
+            logits = [p.predicted.logit_nA[:, a] for p in self._waiting]
+            columns[name] = pa.array(_cat(logits, np.float32))
+        for name in ("batch", "weights_ms"):
+            values = [getattr(p.predicted, f"{name}_n") for p in self._waiting]
+            columns[name] = pa.array(_cat(values, np.int64))
+        lengths = _cat([p.history_len_n for p in self._waiting], np.int32)
+        columns["history_len"] = pa.array(lengths)
+        columns["has_vector"] = pa.array(_cat([p.has_vector_n for p in self._waiting], np.bool_))
+        for name in self._waiting[0].fields if self._waiting else ():
+            columns[f"field.{name}"] = pa.array(
+                _cat([p.fields[name] for p in self._waiting], np.int64)
+            )
         return pa.table(columns)
 
 

@@ -24,8 +24,7 @@ class Samples:
     `number_n` counts admissions and identifies a row within a run; `click_ts_nK` is the time of
     the first click in its window, 0 for none; `settle_ms` the watermark at which the rows left.
     `history_nL` holds item keys, oldest first, 0 padded. `counts_nJC` int32: impressions,
-    exposures, clicks by kind; `decayed_nDC` float32: impressions, clicks by kind. `logit_n` is
-    the prediction made at the impression, NaN where there was none.
+    exposures, clicks by kind; `decayed_nDC` float32: impressions, clicks by kind.
     """
 
     key_n: I64
@@ -43,7 +42,6 @@ class Samples:
     gap_ms_n: I64
     session_position_n: I64
     interactions_n2: I64
-    logit_n: NDArray[np.float32]
     sample_rate_n: NDArray[np.float32]
     history_nL: tuple[I64, ...]
     history_len_n: tuple[I64, ...]

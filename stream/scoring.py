@@ -30,7 +30,7 @@ from stream.composition import compose
 from stream.config import Config
 from stream.event_keys import Chunk, EventKeys
 from stream.join import JoinState
-from stream.predictions import Predictions
+from stream.predictions import original_ids
 from stream.record_log import RecordLog
 from stream.records import RecordBatch, TopicPartition
 from stream.sequencer import DeadLetter, Released, dead_letter
@@ -165,20 +165,20 @@ class Scorer:
             names = [names[m] for m in released.imp_n.tolist()]
         size = 4 * self.config.stream.batch_size
         logits = [
-            self._composition.pipeline.predict(room.samples(slots[first : first + size]))
+            self._composition.pipeline.predict(room.samples(slots[first : first + size]))[:, 0]
             for first in range(0, len(slots), size)
         ]
         logit_n = np.concatenate(logits) if logits else np.zeros(0, np.float32)
         opened = room.opened
-        predictions = Predictions(
-            request_n=opened.request[slots], item_n=opened.item[slots], user_n=opened.user[slots],
-            ts_ms_n=opened.ts[slots], labels_nK=np.zeros((len(slots), 1), np.float32),
-            logit_n=logit_n, names=names,
-        )  # fmt: skip
-        request_ids, item_ids, user_ids = (list(ids) for ids in predictions.ids())
+        request_ids, item_ids, user_ids = (
+            list(ids)
+            for ids in original_ids(
+                opened.request[slots], opened.item[slots], opened.user[slots], names
+            )
+        )
         return Scores(
             request_ids=_plain(request_ids), item_ids=_plain(item_ids), user_ids=_plain(user_ids),
-            ts_ms_n=predictions.ts_ms_n, logit_n=logit_n,
+            ts_ms_n=opened.ts[slots], logit_n=logit_n,
             probability_n=(1 / (1 + np.exp(-logit_n.astype(np.float64)))).astype(np.float32),
             rejected=released.rejected,
         )  # fmt: skip

@@ -186,14 +186,16 @@ def cuts_of(log: Log, rng: random.Random, size: int) -> list[tuple[TopicPartitio
 def fingerprint(pipeline: SamplePipeline) -> tuple[Any, ...]:
     """Everything that must not depend on cuts, bit for bit (decayed floats included)."""
     columns = [np.concatenate([getattr(b, name).ravel().view(np.uint8) for b in pipeline.batches])
-               for name in ("key_n", "counts_nJC", "decayed_nDC", "click_ts_nK", "logit_n",
+               for name in ("key_n", "counts_nJC", "decayed_nDC", "click_ts_nK",
                             "number_n", "gap_ms_n", "session_position_n",
                             "interactions_n2")]  # fmt: skip
     histories = [b.history_nL[0].tobytes() for b in pipeline.batches]
+    predicted = [c.tobytes() for p in pipeline.predictions for c in p.predicted]
     sizes = [len(b) for b in pipeline.batches]
     settled = [b.settle_ms for b in pipeline.batches]
     return (
-        [c.tobytes() for c in columns], histories, sizes, settled, pipeline.ledger.to_map(),
+        [c.tobytes() for c in columns], histories, predicted, sizes, settled,
+        pipeline.ledger.to_map(),
         pipeline.join.queues.tallies.tolist(), pipeline.counts,
     )  # fmt: skip
 

@@ -27,6 +27,7 @@ from stream.feature_plan import plan
 from stream.items import ItemTable, ItemTableConfig
 from stream.pipeline import OnlinePipeline
 from stream.positions import Position
+from stream.predictions import Predictions
 from stream.records import RecordBatch, TopicPartition
 from stream.samples import Samples
 
@@ -108,6 +109,11 @@ class SamplePipeline(OnlinePipeline):
             return build(samples)
 
         self._assembler.batch = keep  # type: ignore[method-assign]  # a test's tap
+        self.predictions: list[Predictions] = []
+
+    def _predictions(self, *args: Any) -> Predictions:
+        self.predictions.append(super()._predictions(*args))
+        return self.predictions[-1]
 
 
 def record_batch(

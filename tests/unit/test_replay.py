@@ -92,7 +92,8 @@ def test_nothing_gets_lost(ran):
 
 def test_predictions_are_those_of_the_samples(ran):
     report, predictions = ran
-    names = ["request_id", "item_id", "user_id", "ts_ms", "label", "logit"]
+    names = ["request_id", "item_id", "user_id", "ts_ms", "label", "logit", "batch", "weights_ms",
+             "history_len", "has_vector"]  # fmt: skip
     assert predictions.column_names == names
     assert sorted(predictions["request_id"].to_pylist()) == list(range(SAMPLES))
     assert set(predictions["item_id"].to_pylist()) <= set(range(40))

@@ -82,7 +82,7 @@ def logits_of_the_pipeline(snapshots, scratch, records, ref=None):
         pipeline._predict()
         slots = np.flatnonzero(join.opened.number >= admitted)
         slots = slots[np.argsort(join.opened.number[slots])]
-        return join.opened.logit[slots].copy()
+        return pipeline.predicted.get(slots).logit_nA[:, 0]
     finally:
         composition.close()
 
