@@ -229,7 +229,7 @@ def test_resume_after_any_record_continues_bit_for_bit(seed: int, at: float) -> 
             offsets[tp] += len(values)
     second = SamplePipeline(small_config())
     second.apply({part.name: part for part in first.export_full()})
-    second.batches = first.batches
+    second.batches, second.predictions = first.batches, first.predictions
     offsets = {tp: p.next_offset for tp, p in second.positions().items()}
     feed(second, log, offsets)
     assert fingerprint(second) == fingerprint(whole)
