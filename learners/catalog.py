@@ -13,6 +13,7 @@ from learners.baselines.base_rate import BaseRate, BaseRateConfig
 from learners.baselines.smoothed_rates import SmoothedRates, SmoothedRatesConfig
 from learners.feature_spec import FeatureSpec
 from learners.learner import Learner
+from learners.published import FrozenConfig, Published, PublishedConfig
 from learners.rankers.id_content import IdContent, IdContentConfig
 
 
@@ -24,10 +25,16 @@ class Entry:
     builder: Callable[[FeatureSpec, Any], Learner]
 
 
+def _published(spec: FeatureSpec, config: PublishedConfig) -> Learner:
+    return Published(spec, config, lambda: build(config.learner, spec, config.options))
+
+
 ENTRIES: Mapping[str, Entry] = {
     "id_content": Entry(config=IdContentConfig, builder=IdContent),
     "smoothed_rates": Entry(config=SmoothedRatesConfig, builder=SmoothedRates),
     "base_rate": Entry(config=BaseRateConfig, builder=BaseRate),
+    "published": Entry(config=PublishedConfig, builder=_published),
+    "frozen": Entry(config=FrozenConfig, builder=_published),
 }
 
 

@@ -13,27 +13,31 @@ from infra.state import Part
 from learners import catalog
 from learners.batch import MiniBatch, RowKind
 from learners.learner import Learner
-from tests.support.batches import BatchMaker, small_spec
+from tests.support.batches import START_MS, BatchMaker, small_spec
 
 Make = Callable[[], Learner]
 
-HAS_WEIGHTS = frozenset({"id_content"})
-"""Learners whose logits depend on ids by weights of their own. The others are named here, each with
-its reason, so that a new learner is checked in full unless somebody decides otherwise."""
 WITHOUT_WEIGHTS: Mapping[str, str] = {
     "smoothed_rates": "adds up inputs; the counters learn, not this learner",
     "base_rate": "knows one number only, the same for every row",
+    "frozen": "its copy never changes, so its losses cannot fall",
 }
+"""Learners whose logits do not follow the ids by weights of their own, each with its reason: a new
+learner is checked in full unless somebody decides otherwise."""
+NETS = frozenset({"id_content"})
+"""Learners around `NetLearner`: id tables of ours, content vectors, a seed."""
+OPTIONS: Mapping[str, Mapping[str, object]] = {
+    "id_content": {"device": "cpu"},
+    # A publication every fourth batch: between and during the steps of the checks.
+    "published": {"options": {"device": "cpu"}, "every_ms": 240_000},
+    "frozen": {"options": {"device": "cpu"}, "start_ms": START_MS + 210_000},
+}
+"""Options that make the checks small and independent of the machine."""
 
 
 def maker(name: str, **options: object) -> Make:
     """Builds fresh learners of one kind."""
-    return lambda: catalog.build(name, small_spec(), {**small_options(name), **options})
-
-
-def small_options(name: str) -> dict[str, object]:
-    """Options for the machine-independent checks."""
-    return {"device": "cpu"} if name in HAS_WEIGHTS else {}
+    return lambda: catalog.build(name, small_spec(), {**OPTIONS.get(name, {}), **options})
 
 
 def trained(make: Make, steps: int = 6, rows: int = 40) -> tuple[Learner, BatchMaker]:
@@ -364,8 +368,7 @@ EVERY_LEARNER = (
     check_unlabelled_rows_change_nothing,
     check_unlabelled_rows_have_no_influence,
 )
-WITH_WEIGHTS = (
-    check_learns_a_planted_signal,
+NET = (
     check_seed_matters,
     check_overflow_is_masked_on_the_device,
     check_corrections_do_not_admit,
@@ -377,4 +380,6 @@ def yield_checks(name: str) -> Iterator[Callable[[Make], None]]:
     """The checks that fit the learner `name`."""
     yield from EVERY_LEARNER
     if name not in WITHOUT_WEIGHTS:
-        yield from WITH_WEIGHTS
+        yield check_learns_a_planted_signal
+    if name in NETS:
+        yield from NET
