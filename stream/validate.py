@@ -146,12 +146,15 @@ def validate(
 ) -> dict[str, Any]:
     """The report, as plain maps and numbers; see the module's command for its keys.
 
-    Raises InputError when the log has no topic of impressions, or none that can be used, and
+    A log may hold clicks alone: without a topic of impressions, these are not missed. Raises
+    InputError when the log has neither topic, or nothing in it that can be used, and
     RecordLogUnusable when it is damaged.
     """
-    if TopicRole.IMPRESSIONS not in {config.topics.get(topic) for topic in log.partitions}:
+    roles = {config.topics.get(topic) for topic in log.partitions}
+    if not roles & {TopicRole.IMPRESSIONS, TopicRole.CLICKS}:
         raise InputError(
-            f"record log {log.path}: no topic of impressions, only {', '.join(log.partitions)}"
+            f"record log {log.path}: no topic of impressions or clicks, only "
+            f"{', '.join(log.partitions)}"
         )
     tally = _Tally(config)
     ignored: Counter[str] = Counter()
@@ -164,10 +167,11 @@ def validate(
                 tally.take(batch, role)
         on_records(sum(map(len, chunk)))
     shown = Shown.joined(tally.shown)
-    if not len(shown.ts_ms_n):
+    needed = "impression" if TopicRole.IMPRESSIONS in roles else "click"
+    if not len(shown.ts_ms_n) and (needed == "impression" or not any(map(len, tally.clicks))):
         reasons = ", ".join(f"{n} {reason}" for (_, reason), n in tally.rejects.most_common(3))
         raise InputError(
-            f"record log {log.path}: no usable impression in it ({reasons or 'no records'})"
+            f"record log {log.path}: no usable {needed} in it ({reasons or 'no records'})"
         )
     return _report(log, config, tally, shown, ignored)
 

@@ -23,6 +23,10 @@ class _Joinable:
 
     __slots__ = ()
 
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(getattr(self, fields(self)[0].name))  # type: ignore[arg-type]  # as below
+
     @classmethod
     def joined(cls, parts: list[Self]) -> Self:
         """All rows in order."""
@@ -115,7 +119,7 @@ def _first_rows(*columns: NDArray[Any]) -> I64:
 
 
 def shown_facts(shown: Shown) -> dict[str, Any]:
-    """Counts, span and positions of the impressions."""
+    """Counts, span and positions of the impressions; the span is None where there are none."""
     first = _first_rows(shown.request_n, shown.item_n)
     position, count = np.unique(shown.position_n[first], return_counts=True)
     return {
@@ -125,8 +129,8 @@ def shown_facts(shown: Shown) -> dict[str, Any]:
         "requests": len(np.unique(shown.request_n)),
         "users": len(np.unique(shown.user_n)),
         "items": len(np.unique(shown.item_n)),
-        "from_ms": int(shown.ts_ms_n.min()),
-        "to_ms": int(shown.ts_ms_n.max()),
+        "from_ms": int(shown.ts_ms_n.min()) if len(first) else None,
+        "to_ms": int(shown.ts_ms_n.max()) if len(first) else None,
         "positions": {
             str(p): int(n)
             for p, n in zip(position[:POSITIONS_MAX], count[:POSITIONS_MAX], strict=True)
@@ -138,7 +142,10 @@ def shown_facts(shown: Shown) -> dict[str, Any]:
 def join_facts(
     shown: Shown, clicks: Clicks, kinds: Sequence[str], windows_ms: Sequence[int]
 ) -> dict[str, Any]:
-    """What joins: by kind, distinct clicks, orphans, clicks outside the window, label shares."""
+    """What joins: by kind, distinct clicks, orphans, clicks outside the window, label shares.
+
+    Without impressions there are no delays and no label shares (None).
+    """
     organic = clicks.organic_n.astype(np.bool_)
     o = np.flatnonzero(organic)
     c = np.flatnonzero(~organic)
@@ -151,7 +158,8 @@ def join_facts(
         (shown.request_n[first], shown.item_n[first]),
         (clicks.request_n[clicks_first], clicks.item_n[clicks_first]),
     )
-    delay_ms = clicks.ts_ms_n[clicks_first] - shown.ts_ms_n[first][np.maximum(place, 0)]
+    shown_ms = shown.ts_ms_n[first][np.maximum(place, 0)] if len(first) else np.zeros_like(place)
+    delay_ms = clicks.ts_ms_n[clicks_first] - shown_ms
     by_kind = {}
     for number, (kind, window_ms) in enumerate(zip(kinds, windows_ms, strict=True)):
         of_kind = clicks.kind_n[clicks_first] == number
@@ -166,6 +174,8 @@ def join_facts(
         "orphans": int((place < 0).sum()),
         "organic": len(o),
         "organic_duplicates": len(o) - len(organic_first),
+        "organic_users": len(np.unique(clicks.user_n[o])),
+        "organic_items": len(np.unique(clicks.item_n[o])),
         "organic_by_kind": {
             kind: int((clicks.kind_n[o] == number).sum())
             for number, kind in enumerate(kinds)
@@ -191,12 +201,14 @@ def _kind_facts(place: I64, delay_ms: I64, window_ms: int, *, impressions: int) 
         "delay_p99_ms": float(np.percentile(delays, 99)) if len(delays) else 0.0,
         "delay_max_ms": int(delays.max(initial=0)),
         "positives": positives,
-        "label_share": positives / impressions,
+        "label_share": positives / impressions if impressions else None,
     }
 
 
 def _find(known: tuple[I64, I64], wanted: tuple[I64, I64]) -> I64:
     """Place of each wanted pair among the known ones, -1 where it is not."""
+    if not len(known[0]):
+        return np.full(len(wanted[0]), -1)
     table = _pairs(*known)
     order = np.argsort(table)
     places = np.searchsorted(table, _pairs(*wanted), sorter=order)

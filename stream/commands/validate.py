@@ -124,7 +124,7 @@ def _label_rows(report: dict[str, Any]) -> list[tuple[Any, ...]]:
             f"{facts['join_rate']:.4f}",
             facts["outside_window"],
             facts["positives"],
-            f"{facts['label_share']:.4f}",
+            "-" if facts["label_share"] is None else f"{facts['label_share']:.4f}",
         )
         for kind, facts in report["clicks"]["by_kind"].items()
     ]
@@ -161,6 +161,8 @@ def _join_rows(report: dict[str, Any]) -> list[tuple[Any, ...]]:
         ("clicks, orphans", clicks["orphans"]),
         ("organic events", clicks["organic"]),
         ("organic events, duplicates", clicks["organic_duplicates"]),
+        ("users with organic events", clicks["organic_users"]),
+        ("items with organic events", clicks["organic_items"]),
         ("items shown", items["shown"]),
         ("items shown without description", items["shown_without_description"]),
     ]

@@ -141,8 +141,22 @@ def test_a_log_without_usable_impressions_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no usable impression in it \(1 malformed"):
         validate(RecordLog(bad), ValidateConfig())
     other = log_of(tmp_path / "b.parquet", [], clicks=1)
-    with pytest.raises(InputError, match="no topic of impressions, only clicks"):
+    with pytest.raises(InputError, match="no usable click in it"):
         validate(RecordLog(other), ValidateConfig())
+    items = log_of(tmp_path / "c.parquet", [], items=1)
+    with pytest.raises(InputError, match="no topic of impressions or clicks, only items"):
+        validate(RecordLog(items), ValidateConfig())
+
+
+def test_clicks_alone_are_a_log(tmp_path: Path) -> None:
+    organic, orphan = clicked(None, 1, 0), clicked(5, 1, 0)
+    rows = [("clicks", 0, organic), ("clicks", 0, orphan), ("clicks", 0, organic)]
+    report = validate(RecordLog(log_of(tmp_path / "a.parquet", rows, clicks=1)), ValidateConfig())
+    clicks, shown = report["clicks"], report["impressions"]
+    assert (clicks["organic"], clicks["organic_duplicates"], clicks["orphans"]) == (2, 1, 1)
+    assert (clicks["organic_users"], clicks["organic_items"]) == (1, 1)
+    assert clicks["by_kind"]["click"]["label_share"] is None
+    assert (shown["events"], shown["from_ms"], shown["to_ms"]) == (0, None, None)
 
 
 def test_topics_may_have_other_names(tmp_path: Path) -> None:
