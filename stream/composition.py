@@ -5,9 +5,14 @@ The only place that knows all of them; replay, worker, scoring and tests build t
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from embeddings.embedder import Embedder, EmbedderConfig
 from embeddings.encoders.attributes import AttributeEncoder
@@ -17,12 +22,30 @@ from embeddings.vectors import MemoryVectorStore, VectorStore
 from infra import config as loader
 from infra.errors import InputError
 from learners import catalog
-from stream.config import Config
+from learners.feature_spec import FeatureSpec
+from learners.learner import Learner
+from learners.side_by_side import SideBySide
+from stream.config import Config, RankerConfig
 from stream.feature_plan import FeaturePlan, plan
 from stream.items import ItemTable, ItemTableConfig
 from stream.pipeline import OnlinePipeline, Span, no_span
+from stream.placebo import PermutedContent
 
 DEFAULT_PRESET = "default"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variation:
+    """What a comparison changes: learners side by side, or vectors permuted among items.
+
+    `arms`: rankers by name, all fed by one pipeline; empty: the configured one alone.
+    `permuted`: item keys whose vectors are permuted by `seed`; None: content stays as it is.
+    """
+
+    arms: Mapping[str, RankerConfig]
+    permuted: NDArray[np.int64] | None = None
+    seed: int = 0
+    threads: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,8 +59,10 @@ class Composition:
     pipeline: OnlinePipeline
 
     def close(self) -> None:
-        """Close the store."""
+        """Close the store, and the threads of learners side by side."""
         self.store.close()
+        if isinstance(self.pipeline.learner, SideBySide):
+            self.pipeline.learner.close()
 
 
 def load_config(file: str | None, overrides: tuple[str, ...]) -> Config:
@@ -50,10 +75,17 @@ def load_config(file: str | None, overrides: tuple[str, ...]) -> Config:
 def embedder_of(config: Config) -> Embedder:
     """The embedder of a configuration: pure, so that replay and worker give the same vectors."""
     encoder = AttributeEncoder(config.items.encoder())
-    return Embedder(encoder, EmbedderConfig(dtype=config.items.dtype))
+    settings = EmbedderConfig(dtype=config.items.dtype, supplied=config.items.supplied)
+    return Embedder(encoder, settings)
 
 
-def compose(config: Config, store_path: Path | None, *, span: Span = no_span) -> Composition:
+def compose(
+    config: Config,
+    store_path: Path | None,
+    *,
+    span: Span = no_span,
+    variation: Variation | None = None,
+) -> Composition:
     """A fresh pipeline; item vectors are kept in `store_path`, or in memory without one.
 
     Raises InputError where the learner's options do not fit, and what the store raises.
@@ -69,7 +101,11 @@ def compose(config: Config, store_path: Path | None, *, span: Span = no_span) ->
         dim=max(config.items.dim, 1), rows_max=config.items.cache_rows, dtype=config.items.dtype
     )
     attributes = feature_plan.attributes
-    items = ItemTable(
+    variation = variation or Variation(arms={})
+    table: Callable[..., ItemTable] = ItemTable
+    if variation.permuted is not None:
+        table = partial(PermutedContent, variation.permuted, variation.seed)
+    items = table(
         store,
         ItemTableConfig(
             topic=config.topics.item_vectors, pending_bytes_max=config.items.pending_bytes_max
@@ -77,18 +113,29 @@ def compose(config: Config, store_path: Path | None, *, span: Span = no_span) ->
         cache,
         (*attributes.ids, *attributes.multis, *attributes.dense),
     )
-    try:
-        learner = catalog.build(
-            config.ranker.name, feature_plan.spec, ranker_options(config.ranker.options)
-        )
-    except ValueError as error:
-        raise InputError(f"[ranker]: {error}") from error
+    learner = _learner(config, feature_plan.spec, variation)
     device = getattr(learner, "device", None)
     on_device = device is not None and device.type != "cpu"
-    pipeline = OnlinePipeline(feature_plan, learner, items, span=span, on_device=on_device)
+    pipeline = OnlinePipeline(
+        feature_plan, learner, items, span=span, on_device=on_device,
+        arms=max(1, len(variation.arms)),
+    )  # fmt: skip
     return Composition(
         config=config, plan=feature_plan, store=store, embedder=embedder, pipeline=pipeline
     )
+
+
+def _learner(config: Config, spec: FeatureSpec, variation: Variation) -> Learner:
+    def build(ranker: RankerConfig, where: str) -> Learner:
+        try:
+            return catalog.build(ranker.name, spec, ranker_options(ranker.options))
+        except ValueError as error:
+            raise InputError(f"{where}: {error}") from error
+
+    if not variation.arms:
+        return build(config.ranker, "[ranker]")
+    arms = {name: build(r, f"arm '{name}', [ranker]") for name, r in variation.arms.items()}
+    return SideBySide(arms, threads=variation.threads)
 
 
 def ranker_options(options: dict[str, Any]) -> dict[str, Any]:

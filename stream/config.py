@@ -107,10 +107,14 @@ class StreamConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ItemsConfig:
-    """Item content to vectors. `dim` 0 turns content off."""
+    """Item content to vectors. `dim` 0 turns content off.
+
+    `supplied` names the vector of an item event that is used instead of an encoded one.
+    """
 
     dim: int = 128
     seed: int = 0
+    supplied: str = ""
     attributes: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
     numeric: tuple[str, ...] = ()
