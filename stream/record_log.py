@@ -199,6 +199,15 @@ class RecordLog:
             nbytes = sum(group.total_byte_size for group in groups)
             return max(1.0, float(nbytes) / max(1, int(file.metadata.num_rows)))
 
+    def batches_of(self, topic: str) -> Iterator[list[RecordBatch]]:
+        """The records of one topic, a row group at a time, grouped by partition."""
+        with _unusable(self.path), pq.ParquetFile(self.path) as file:
+            for group in range(file.num_row_groups):
+                table = file.read_row_group(group, use_threads=False)
+                table = table.filter(pc.equal(table["topic"].cast(pa.string()), topic))
+                if len(table):
+                    yield _by_partition(table, self.path)
+
     def batches(self, rows: int) -> Iterator[list[RecordBatch]]:
         """Chunks of `rows` consecutive records, the last one shorter, grouped by partition.
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from infra.errors import InputError
 from stream.checkpoint import Checkpointer, Restored
-from stream.composition import Composition, compose
+from stream.composition import Composition, Variation, compose
 from stream.config import Config
 from stream.item_intake import ItemIntake
 from stream.pipeline import PipelineReport
@@ -40,6 +40,8 @@ class ReplayConfig:
     new_log: bool = False
     chunk_records: int = 0
     """Records of one call of the pipeline; 0: about 2 MiB of them. Results do not depend on it."""
+    variation: Variation | None = None
+    """Several learners side by side, or permuted content; then there are no snapshots."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -54,6 +56,8 @@ class ReplayResult:
     samples_run: int
     events_run: int
     snapshots: int
+    log_end_ms: int
+    """Event time at which the logs end: windows open then were closed early."""
     source_ids: list[str] = field(default_factory=list)
     items_rejected_by_reason: dict[str, int] = field(default_factory=dict)
 
@@ -63,6 +67,7 @@ class Replay:
 
     def __init__(self, config: Config, options: ReplayConfig) -> None:
         """Open the logs and the report folder; restore if asked. Raises InputError."""
+        assert not (options.variation and (options.snapshot_every or options.resume))
         self._options = options
         self._logs = [_opened(path) for path in options.logs]
         _check_partitions(self._logs, config)
@@ -77,7 +82,7 @@ class Replay:
                 self._checkpoints.check(found, config)  # before the store, which tells less
             notes = self._checkpoints.prepare_vectors(found.ref, vectors)
             found = Restored(ref=found.ref, meta=found.meta, damaged=found.damaged, notes=notes)
-        self._composition = compose(config, vectors)
+        self._composition = compose(config, vectors, variation=options.variation)
         try:
             self.restored = self._restore(found)
         except BaseException:
@@ -110,7 +115,8 @@ class Replay:
             note = "none of the logs is the snapshot's: positions start anew, state goes on"
             found = replace(found, notes=(*found.notes, note))
         column = self._composition.plan.spec.trained_column
-        self._log = PredictionLog(self._options.report, column)
+        arms = tuple(self._options.variation.arms) if self._options.variation else ()
+        self._log = PredictionLog(self._options.report, column, arms)
         if self._checkpoints is not None:
             self._checkpoints.claim(found.ref)
         epoch = self._checkpoints.epoch if self._checkpoints is not None else 0
@@ -132,6 +138,8 @@ class Replay:
                         progress(done, total)
             if self._checkpoints is not None:
                 self._snapshot(final=True)
+            self._take(pipeline.drain())
+            log_end_ms = pipeline.join.clock_ms
             self._take(pipeline.finish())
             predictions = self._log.finish(keep_parts=self._checkpoints is not None)
         except BaseException:
@@ -151,6 +159,7 @@ class Replay:
             samples_run=pipeline.ledger.samples - before,
             events_run=self._events_run,
             snapshots=self._checkpoints.taken if self._checkpoints else 0,
+            log_end_ms=log_end_ms,
             source_ids=[log.source_id for log in self._logs],
             items_rejected_by_reason=self._items_rejected,
         )

@@ -1,0 +1,45 @@
+"""Placebo of item content: vectors permuted among items, so that they say nothing of their item.
+
+What a model gains by the real vectors over permuted ones is content; the rest is capacity. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embeddings.vector_cache import BatchRows
+from stream.items import ItemTable
+
+I64 = NDArray[np.int64]
+
+
+class PermutedContent(ItemTable):
+    """An item table that answers with the vector of another item, always the same one.
+
+    Attributes, and whether an item is known at all, stay its own. An item whose donor has not
+    come yet has no vector until it has; items outside of `keys` keep theirs.
+    """
+
+    def __init__(self, keys: I64, seed: int, *table: Any) -> None:
+        """Permutes the distinct item `keys` by `seed`; `table` as for ItemTable."""
+        super().__init__(*table)
+        self._keys = np.unique(keys[keys != 0])
+        self._donors = np.random.default_rng(seed).permutation(self._keys)
+
+    def lookup(
+        self, target_B: I64, bags_BL: Sequence[I64] = (), *, compact: bool = False
+    ) -> BatchRows:
+        """Vectors of the donors of a batch's items; see ItemTable.lookup."""
+        bags = [self.donors(bag_BL) for bag_BL in bags_BL]
+        return super().lookup(self.donors(target_B), bags, compact=compact)
+
+    def donors(self, keys: I64) -> I64:
+        """Whose vectors stand in for those of `keys`, of the same shape."""
+        if not len(self._keys):
+            return keys
+        place = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
+        return np.where(self._keys[place] == keys, self._donors[place], keys)
