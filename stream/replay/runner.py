@@ -69,7 +69,7 @@ class Replay:
         """Open the logs and the report folder; restore if asked. Raises InputError."""
         assert not (options.variation and (options.snapshot_every or options.resume))
         self._options = options
-        self._logs = [_opened(path) for path in options.logs]
+        self._logs = [opened(path) for path in options.logs]
         _check_partitions(self._logs, config)
         _make_folder(options.report)
         vectors = options.report / "vectors"
@@ -258,7 +258,8 @@ def _make_folder(report: Path) -> None:
         ) from error
 
 
-def _opened(path: Path) -> RecordLog:
+def opened(path: Path) -> RecordLog:
+    """The log at `path`; raises InputError."""
     try:
         return RecordLog(path)
     except RecordLogUnusable as error:
