@@ -1,7 +1,7 @@
 """Scores of predictions as pure functions of logits and labels, in float64; keeps no windows.
 
 Every streaming state is a sum: states add up over time and over workers. A score that is not
-defined is an `Undefined` with a reason, never a NaN.
+defined is an `Undefined` with a reason, never a NaN. Definitions: docs/evaluation.md.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
+from learners.score_runs import aucs, group_numbers, score_runs
+
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
 AUC_BUCKETS = 2_000
 AUC_LOGIT_MIN = -12.0
 AUC_LOGIT_MAX = 4.0
-ECE_REDRAWS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,15 @@ def log_losses(logits: Any, labels: Any) -> F64:
 def entropy(p: float) -> float:
     """H(p) in nats; 0 at p = 0 and p = 1."""
     return float(-sum(q * np.log(q) for q in (p, 1.0 - p) if q > 0.0))
+
+
+def undo_down_sampling(logits: Any, keep_rate: float) -> F64:
+    """Logits of the whole stream, of a model trained on all positives and a share of negatives.
+
+    s + ln(w) is q = p / (p + (1 - p) / w) of He et al. 2014, section 6.3.
+    """
+    assert 0 < keep_rate <= 1, "a keep rate lies in (0, 1]"
+    return _f64(logits) + float(np.log(keep_rate))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,23 +118,77 @@ class LossSums:
         return self.predicted / self.label if self.label > 0 else Undefined("no positives")
 
 
-def _pairs_won(scores: F64, labels: F64, weights: F64) -> tuple[float, float, float]:
-    """Weighted pairs won (ties count half), weight of positives, weight of negatives."""
-    _, run = np.unique(scores, return_inverse=True)
-    pos = np.bincount(run, weights * labels)
-    neg = np.bincount(run, weights * (1.0 - labels))
-    below = np.cumsum(neg) - neg
-    return float((pos * (below + 0.5 * neg)).sum()), float(pos.sum()), float(neg.sum())
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupedSums:
+    """Sums of rows by group, float64 [G]; `a + b` merges two of the same groups.
+
+    `squared_G` is sum(ll^2), for the standard error of a mean loss.
+    """
+
+    n_G: F64
+    loss_G: F64
+    squared_G: F64
+    label_G: F64
+    predicted_G: F64
+
+    @classmethod
+    def of(cls, losses: F64, labels: Any, probabilities: F64, groups: Any, count: int) -> Self:
+        """Sums of rows [n] whose group lies in [0, count)."""
+
+        def add(weights: Any = None) -> F64:
+            return np.bincount(groups, weights, minlength=count).astype(np.float64)
+
+        return cls(
+            n_G=add(),
+            loss_G=add(losses),
+            squared_G=add(losses * losses),
+            label_G=add(labels),
+            predicted_G=add(probabilities),
+        )
+
+    def __add__(self, other: GroupedSums) -> GroupedSums:
+        """Sums of both."""
+        return GroupedSums(
+            n_G=self.n_G + other.n_G,
+            loss_G=self.loss_G + other.loss_G,
+            squared_G=self.squared_G + other.squared_G,
+            label_G=self.label_G + other.label_G,
+            predicted_G=self.predicted_G + other.predicted_G,
+        )
+
+    def at(self, group: int) -> LossSums:
+        """Sums of one group, every row with weight 1."""
+        return LossSums(
+            n=int(self.n_G[group]),
+            weight=float(self.n_G[group]),
+            loss=float(self.loss_G[group]),
+            label=float(self.label_G[group]),
+            predicted=float(self.predicted_G[group]),
+        )
+
+    def standard_error(self, group: int) -> Score:
+        """Of the group's log loss, rows taken as independent of each other."""
+        n = self.n_G[group]
+        if n < 2:
+            return Undefined("fewer than two rows")
+        mean = self.loss_G[group] / n
+        return float(np.sqrt(max(self.squared_G[group] / n - mean * mean, 0.0) / (n - 1)))
 
 
 def auc_exact(scores: Any, labels: Any, weights: Any = None) -> Score:
     """P(s+ > s-) + P(s+ = s-) / 2; weights act through pair weights w_i w_j."""
-    s, y = _f64(scores), _f64(labels)
-    w = np.ones_like(s) if weights is None else _f64(weights)
-    won, positives, negatives = _pairs_won(s, y, w)
-    if positives <= 0 or negatives <= 0:
+    if weights is None:
+        all_rows = aucs(score_runs(scores, labels))
+        return float(all_rows.auc_G[0]) if all_rows.defined_G.any() else Undefined("only one class")
+    s, y, w = _f64(scores), _f64(labels), _f64(weights)
+    _, run = np.unique(s, return_inverse=True)
+    positive = np.bincount(run, w * y)
+    negative = np.bincount(run, w * (1.0 - y))
+    below = np.cumsum(negative) - negative
+    pairs = positive.sum() * negative.sum()
+    if pairs <= 0:
         return Undefined("only one class")
-    return won / (positives * negatives)
+    return float((positive * (below + 0.5 * negative)).sum() / pairs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,85 +251,19 @@ class Gauc:
 
 def gauc(scores: Any, labels: Any, groups: Any) -> Gauc:
     """Impression-weighted mean of the AUC of each group that has both classes; ties count half."""
-    s, y, g = _f64(scores), _f64(labels), np.asarray(groups)
+    s, y, g = np.asarray(scores), np.asarray(labels), group_numbers(groups)
     n = len(s)
-    if n == 0:
-        return Gauc(
-            score=Undefined("no rows"),
-            groups_used=0,
-            groups_skipped=0,
-            impressions_used=0,
-            impressions=0,
-        )
-    order = np.lexsort((s, g))
-    s, y, g = s[order], y[order], g[order]
-    new_group = np.concatenate(([True], g[1:] != g[:-1]))
-    new_run = new_group | np.concatenate(([True], s[1:] != s[:-1]))
-    group = np.cumsum(new_group) - 1
-    group_start = np.flatnonzero(new_group)
-    run = np.cumsum(new_run) - 1
-    run_start = np.flatnonzero(new_run)
-    run_last = np.append(run_start[1:], n) - 1
-    # Midrank of a tied run within its group, counted from 1.
-    midrank = ((run_start + run_last) / 2 + 1)[run] - group_start[group]
-    size = np.bincount(group).astype(np.float64)
-    pos = np.bincount(group, y)
-    neg = size - pos
-    used = (pos > 0) & (neg > 0)
+    size = np.bincount(g) if n else np.zeros(0, np.int64)
+    positives = np.bincount(g, y) if n else size
+    used = (positives > 0) & (positives < size)
     counts = {
         "groups_used": int(used.sum()),
-        "groups_skipped": int((~used).sum()),
+        "groups_skipped": int((size > 0).sum() - used.sum()),
         "impressions_used": int(size[used].sum()),
         "impressions": n,
     }
     if not used.any():
-        return Gauc(score=Undefined("no group has both classes"), **counts)
-    won = np.bincount(group, midrank * y)[used] - pos[used] * (pos[used] + 1) / 2
-    auc = won / (pos[used] * neg[used])
-    return Gauc(score=float((size[used] * auc).sum() / size[used].sum()), **counts)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ece:
-    """Expected calibration error with the error that a perfect model would show by chance.
-
-    `table` has a row per bin: n, mean prediction, mean label. `floor` is the mean error of redraws
-    y' ~ Bernoulli(p), `excess` = score - floor, `z` = excess over the redraws' spread; z below 3 is
-    no evidence of miscalibration.
-    """
-
-    score: Score
-    floor: float
-    excess: float
-    z: float
-    table: tuple[tuple[int, float, float], ...]
-
-
-def _binned_error(p: F64, y: F64, starts: I64) -> float:
-    return float(np.abs(np.add.reduceat(p - y, starts)).sum() / len(p))
-
-
-def ece(probabilities: Any, labels: Any, *, bins: int = 20, seed: int = 0) -> Ece:
-    """Error over `bins` bins of equal mass, with its noise floor."""
-    p, y = _f64(probabilities), _f64(labels)
-    if len(p) == 0:
-        return Ece(score=Undefined("no rows"), floor=0.0, excess=0.0, z=0.0, table=())
-    order = np.argsort(p, kind="stable")
-    p, y = p[order], y[order]
-    starts = np.unique(np.linspace(0, len(p), bins, endpoint=False).astype(np.int64))
-    ends = np.append(starts[1:], len(p))
-    score = _binned_error(p, y, starts)
-    rng = np.random.default_rng(seed)
-    redraws = [_binned_error(p, _f64(rng.random(len(p)) < p), starts) for _ in range(ECE_REDRAWS)]
-    floor, spread = float(np.mean(redraws)), float(np.std(redraws, ddof=1))
-    table = tuple(
-        (int(b - a), float(p[a:b].mean()), float(y[a:b].mean()))
-        for a, b in zip(starts, ends, strict=True)
-    )
-    return Ece(
-        score=score,
-        floor=floor,
-        excess=score - floor,
-        z=(score - floor) / spread if spread > 0 else 0.0,
-        table=table,
-    )
+        return Gauc(score=Undefined("no group has both classes" if n else "no rows"), **counts)
+    rows = used[g]
+    of = aucs(score_runs(s[rows], y[rows], g[rows]))
+    return Gauc(score=float((of.n_G * of.auc_G).sum() / of.n_G.sum()), **counts)

@@ -8,7 +8,8 @@ from scipy.special import expit, logit
 from sklearn.metrics import log_loss as sk_log_loss
 from sklearn.metrics import roc_auc_score
 
-from learners.metrics import AucHistogram, LossSums, Undefined, auc_exact, ece, gauc
+from learners.calibration import ece
+from learners.metrics import AucHistogram, LossSums, Undefined, auc_exact, gauc
 
 GROUPS = np.array([0, 0, 0, 1, 1, 1, 1, 2, 2, 3, 3])
 LABELS = np.array([1, 0, 0, 1, 0, 1, 0, 0, 0, 1, 0])
@@ -148,5 +149,5 @@ def test_calibration_error_of_a_perfect_model_lies_at_its_floor():
     bad = ece(np.minimum(p * 1.3, 1), y)
     assert bad.z > 10
     assert bad.excess > 0.005
-    assert sum(row[0] for row in bad.table) == 100_000
+    assert sum(row.n for row in bad.bins) == 100_000
     assert ece([], []).score == Undefined("no rows")
