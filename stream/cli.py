@@ -29,9 +29,15 @@ VERBS: dict[str, tuple[str, str]] = {
     "produce": ("stream.commands.produce", "Send a record log to Kafka."),
     "record": ("stream.commands.record", "Write topics into a record log."),
     "import": ("stream.commands.import_", "Make a record log from a public data set."),
+    "synth": ("stream.commands.synth", "Make a record log of a synthetic stream with known truth."),
+    "synth-score": (
+        "stream.commands.synth_score",
+        "Score predictions of a synthetic stream against its truth.",
+    ),
     "validate": ("stream.commands.validate", "Say what is in a record log, and what is wrong."),
     "check": ("stream.commands.check", "Show how each field gets into the model."),
     "replay": ("stream.commands.replay", "Run record logs through the pipeline; write a report."),
+    "compare": ("stream.commands.compare", "Say which configuration predicts better, how surely."),
     "score": ("stream.commands.score", "Score impressions with a snapshot."),
     "snapshot": ("stream.commands.snapshot", "List, show and verify snapshots."),
 }
