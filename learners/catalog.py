@@ -10,6 +10,7 @@ from typing import Any, get_type_hints
 import msgspec
 
 from learners.baselines.base_rate import BaseRate, BaseRateConfig
+from learners.baselines.ftrl import Ftrl, FtrlConfig
 from learners.baselines.smoothed_rates import SmoothedRates, SmoothedRatesConfig
 from learners.feature_spec import FeatureSpec
 from learners.learner import Learner
@@ -33,6 +34,7 @@ ENTRIES: Mapping[str, Entry] = {
     "id_content": Entry(config=IdContentConfig, builder=IdContent),
     "smoothed_rates": Entry(config=SmoothedRatesConfig, builder=SmoothedRates),
     "base_rate": Entry(config=BaseRateConfig, builder=BaseRate),
+    "ftrl": Entry(config=FtrlConfig, builder=Ftrl),
     "published": Entry(config=PublishedConfig, builder=_published),
     "frozen": Entry(config=FrozenConfig, builder=_published),
 }

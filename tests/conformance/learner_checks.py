@@ -28,6 +28,7 @@ NETS = frozenset({"id_content"})
 """Learners around `NetLearner`: id tables of ours, content vectors, a seed."""
 OPTIONS: Mapping[str, Mapping[str, object]] = {
     "id_content": {"device": "cpu"},
+    "ftrl": {"alpha": 0.3, "rows": {"bits": 12}},
     # A publication every fourth batch: between and during the steps of the checks.
     "published": {"options": {"device": "cpu"}, "every_ms": 240_000},
     "frozen": {"options": {"device": "cpu"}, "start_ms": START_MS + 210_000},
