@@ -47,6 +47,7 @@ SHELLS = (
     "stream.prediction_log",
     "stream.record_log",
     "stream.replay",
+    "stream.report.page",
     "stream.scoring",
     "stream.validate",
     "stream.warm_up",

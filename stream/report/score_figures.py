@@ -1,0 +1,194 @@
+"""Plots of whole runs: differences, reliability, learning curve, freshness.
+
+Makes Plotly's JSON from an evaluation; slices and plots over time are made elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from stream.report.theme import (
+    BAD,
+    GOOD,
+    NEUTRAL,
+    Figure,
+    arm_colour,
+    arm_dash,
+    arm_symbol,
+    axis,
+    compact,
+    figure,
+    holding,
+    level,
+    upright,
+)
+from stream.report.time_figures import whiskers
+from stream.report.words import MINUS, Value, duration, interval, short_name, signed
+
+CURVES = {
+    "log_loss": ("Log loss", "log loss (nats per impression)", ".3f"),
+    "calibration": ("Calibration", "calibration (predicted / observed)", ".3f"),
+    "n": ("Impressions", "impressions", "~s"),
+}
+_K_TICKS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000)
+
+
+def verdict_colour(row: Value) -> str:
+    """Good where the interval of a difference lies below 0, bad above, neutral across."""
+    low, high = row.get("low"), row.get("high")
+    if low is None or high is None or low <= 0 <= high:
+        return NEUTRAL
+    return GOOD if high < 0 else BAD
+
+
+def differences(rows: Sequence[tuple[str, Value]], better: tuple[str, str]) -> Figure:
+    """A forest plot: for each name (as Plotly reads it) a paired difference with its interval.
+
+    `better` says who is better to the left and to the right of 0.
+    """
+    title = "nats per impression"
+    known = [(name, row) for name, row in rows if row.get("mean") is not None]
+    places = [len(known) - 1 - i for i in range(len(known))]
+    colours = [verdict_colour(row) for _, row in known]
+    data = [
+        {
+            "type": "scatter", "mode": "markers", "x": compact([row["mean"]]), "y": [place],
+            "error_x": whiskers([row], colour), "showlegend": False,
+            "marker": {"size": 11, "color": colour, "symbol": "square"},
+            "hovertemplate": f"<b>{name}</b><br>{signed(row['mean'], 5)} "
+            f"{interval(row, 5)} nats per impression<extra></extra>",
+        }
+        for (name, row), place, colour in zip(known, places, colours, strict=True)
+    ]  # fmt: skip
+    return figure(
+        data,
+        x=axis(title, tickformat=".4~f", nticks=6, range=holding(
+            [row.get(key) for _, row in known for key in ("mean", "low", "high")], 0.0)),
+        y=axis(tickvals=places, ticktext=[name for name, _ in known],
+               range=[-0.7, len(known) - 0.3], showgrid=False, fixedrange=True),
+        height=78 + 44 * max(len(known), 1), margin={"l": 40, "r": 20, "t": 8, "b": 48},
+        shapes=[upright(0.0, color=NEUTRAL, dash="solid", width=1.5)],
+        hovermode="closest",
+    ) | {"sides": (f"◀ {better[0]}", f"{better[1]} ▶")}  # fmt: skip
+
+
+def reliability(arms: Sequence[Value], *, deviation: bool) -> Figure:
+    """Observed against predicted share of positives, in bins of equal mass.
+
+    `deviation`: observed minus predicted instead, which shows what the diagonal hides. The band
+    is of the first arm: where 95 % of a perfect model's bins lie.
+    """
+    data: list[dict[str, Any]] = []
+    for i, arm in enumerate(arms):
+        rows = [row for row in arm["reliability"] if row.get("predicted") is not None]
+        x = compact([row["predicted"] for row in rows])
+
+        def less(row: Value, key: str) -> float | None:
+            value = row.get(key)
+            return value if value is None or not deviation else value - row["predicted"]
+
+        if i == 0 and all(row.get("low") is not None for row in rows):
+            edge = {"type": "scatter", "mode": "lines", "x": x, "hoverinfo": "skip",
+                    "line": {"width": 0}}  # fmt: skip
+            data += [
+                edge | {"y": compact([less(row, "low") for row in rows]), "showlegend": False},
+                edge | {"y": compact([less(row, "high") for row in rows]), "fill": "tonexty",
+                        "fillcolor": "@neutral/0.16", "name": "noise of a perfect model (95 %)"},
+            ]  # fmt: skip
+        data.append({
+            "type": "scatter", "mode": "lines+markers", "name": short_name(arm["name"]), "x": x,
+            "y": compact([less(row, "observed") for row in rows]),
+            "customdata": [[row["n"], *compact([row.get("observed")])] for row in rows],
+            "line": {"color": arm_colour(i, 0.5), "width": 1.2, "dash": arm_dash(i)},
+            "marker": {"color": arm_colour(i), "size": 7, "symbol": arm_symbol(i)},
+            "hovertemplate": "predicted %{x:.4f}, observed %{customdata[1]:.4f}"
+            "<br>%{customdata[0]:,} impressions<extra>%{fullData.name}</extra>",
+        })  # fmt: skip
+    diagonal = {"type": "line", "x0": 0, "y0": 0, "x1": 1, "y1": 1, "layer": "below",
+                "line": {"color": NEUTRAL, "width": 1, "dash": "dash"}}  # fmt: skip
+    title = "observed − predicted" if deviation else "observed share of positives"
+    return figure(
+        data,
+        x=axis("predicted probability", rangemode="tozero"),
+        y=axis(title, tickformat="+.3f" if deviation else ""),
+        hovermode="closest",
+        shapes=[level(0.0)] if deviation else [diagonal],
+        showlegend=True,
+    )
+
+
+def learning_curve(arms: Sequence[Value], metric: str) -> Figure:
+    """A score against the number of impressions that the item had before."""
+    data = []
+    last = 1
+    for i, arm in enumerate(arms):
+        rows = [row for row in arm["learning_curve"] if row.get("n")]
+        if not rows or (metric == "n" and i):
+            continue
+        last = max(last, *(row["k_to"] + 1 for row in rows))
+        single = metric == "n"
+        data.append({
+            "type": "bar" if single else "scatter",
+            "name": "all arms" if single else short_name(arm["name"]),
+            "x": [_middle(row) for row in rows], "y": compact([row.get(metric) for row in rows]),
+            "customdata": [[_range(row), row["n"]] for row in rows],
+            "hovertemplate": "impressions %{customdata[0]}: %{y:,} (n = %{customdata[1]:,})"
+            if single
+            else "impressions %{customdata[0]}: %{y:.4f} (n = %{customdata[1]:,})",
+            "marker": {"color": "@neutral" if single else arm_colour(i), "size": 7,
+                       "symbol": arm_symbol(i)},
+        } | ({"showlegend": False} if single else {"mode": "lines+markers",
+             "line": {"color": arm_colour(i), "width": 2.2, "dash": arm_dash(i)}}))  # fmt: skip
+    ticks = [k for k in _K_TICKS if k < last]
+    return figure(
+        data,
+        x=axis("impressions of the item so far", type="log", tickvals=[k + 1 for k in ticks],
+               ticktext=[str(k) for k in ticks]),
+        y=axis(CURVES[metric][1], tickformat=CURVES[metric][2]),
+        hovermode="closest", shapes=[level(1.0)] if metric == "calibration" else [],
+    )  # fmt: skip
+
+
+def _middle(row: Value) -> float:
+    """Geometric middle of a bin of exposures, plus one: the axis is logarithmic and has a 0."""
+    return float(f"{((row['k_from'] + 1) * (row['k_to'] + 1)) ** 0.5:.6g}")
+
+
+def _range(row: Value) -> str:
+    low, high = row["k_from"], row["k_to"]
+    return str(low) if low == high else f"{low}–{high}"
+
+
+def freshness(rows: Sequence[Value]) -> Figure:
+    """Loss by the age of the weights that predict, against the freshest, with its interval."""
+    known = sorted(
+        (row for row in rows if row.get("mean") is not None), key=lambda row: row["sync_ms"]
+    )
+    names = [short_name(duration(row["sync_ms"]) if row["sync_ms"] else "at once", 20)
+             for row in known]  # fmt: skip
+    data = [
+        {
+            "type": "scatter", "mode": "lines+markers", "x": list(range(len(known))),
+            "y": compact([row["mean"] for row in known]), "error_y": whiskers(known, "@arm0"),
+            "line": {"color": "@arm0/0.5", "width": 1.4}, "marker": {"color": "@arm0", "size": 9},
+            "customdata": [
+                [short_name(row["name"]), *compact([row.get("log_loss"), row.get("auc")]),
+                 row.get("low"), row.get("high")]
+                for row in known
+            ],
+            "hovertemplate": "<b>%{customdata[0]}</b><br>%{y:+.5f} [%{customdata[3]:+.5f}, "
+            "%{customdata[4]:+.5f}] nats<br>log loss %{customdata[1]:.4f} nats, "
+            "AUC %{customdata[2]:.4f}<extra></extra>",
+            "showlegend": False,
+        }
+    ]  # fmt: skip
+    return figure(
+        data,
+        x=axis("weights published every", tickvals=list(range(len(known))), ticktext=names,
+               range=[-0.4, len(known) - 0.6], showgrid=False),
+        y=axis(f"log loss {MINUS} that of the freshest (nats)", tickformat=".4~f",
+               range=holding([row.get(k) for row in known for k in ("mean", "low", "high")], 0.0)),
+        hovermode="closest", height=300,
+        shapes=[level(0.0, color=NEUTRAL, dash="solid", width=1.5)],
+    )  # fmt: skip

@@ -1,0 +1,372 @@
+"""The sections of a page in their order: which plots and tables answer which question."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from stream.report import score_figures, slice_figures, tables, time_figures
+from stream.report.theme import Figure
+from stream.report.words import (
+    MINUS,
+    MISSING,
+    Value,
+    count,
+    escape,
+    interval,
+    number,
+    short_name,
+    signed,
+)
+
+_DAYS_BESIDE = 7
+
+Choices = Sequence[tuple[str, Sequence[str]]]
+"""Of a card: for each control its name and its options."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    """A plot with its title; of several `figures` the controls show one at a time.
+
+    `figures` are in the order of the product of the options, the last control fastest; a figure
+    without traces counts as nothing to show.
+    """
+
+    title: str
+    note: str = ""
+    choices: Choices = ()
+    figures: Sequence[Figure]
+
+    @property
+    def empty(self) -> bool:
+        """Whether no figure has any trace with a value in it."""
+        return not any(_has_values(figure) for figure in self.figures)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """`name` is its anchor. Where there is room, cards stand two in a row, or beside the words."""
+
+    name: str
+    title: str
+    lead: str = ""
+    html: str = ""
+    cards: Sequence[Card] = ()
+    after: str = ""
+    layout: Literal["wide", "two", "beside"] = "wide"
+
+
+def sections_of(value: Value, *, offset_minutes: int, config_text: str) -> list[Section]:
+    """The sections that have something to say about this evaluation."""
+    arms, pairs = value.get("arms", ()), value.get("pairs", ())
+    places = {arm["name"]: i for i, arm in enumerate(arms)}
+    found = [
+        _verdict(arms, pairs),
+        _scores(arms),
+        _over_time(arms, pairs, places, offset_minutes),
+        _calibration(arms, offset_minutes),
+        _cold_start(arms, pairs),
+        _slices(arms, pairs),
+        _freshness(value.get("freshness", ())),
+        _placebo(value.get("placebo", ())),
+        _health(value, offset_minutes),
+        _notes(value.get("reasons", {})),
+        _config(config_text),
+    ]
+    sections = []
+    for section in found:
+        cards = [card for card in section.cards if not card.empty]
+        if cards or section.html or section.after:
+            sections.append(
+                Section(
+                    name=section.name, title=section.title, lead=section.lead, html=section.html,
+                    cards=cards, after=section.after, layout=section.layout,
+                )
+            )  # fmt: skip
+    return sections
+
+
+def _verdict(arms: Sequence[Value], pairs: Sequence[Value]) -> Section:
+    if not pairs:
+        html = "".join(
+            (f"<h3>{tables.swatch(i)}{escape(arm['name'])}</h3>" if len(arms) > 1 else "")
+            + tables.tiles(arm)
+            for i, arm in enumerate(arms)
+        )
+        return Section(name="summary", title="Summary", html=html)
+    if len(pairs) == 1:
+        named = [("all impressions", pairs[0])]
+        if len(pairs[0]["daily"]) <= _DAYS_BESIDE:
+            named += [(escape(row["date"]), row) for row in pairs[0]["daily"]]
+    else:
+        named = [
+            (f"{short_name(pair['a'], 22)}<br>{MINUS} {short_name(pair['b'], 22)}", pair)
+            for pair in pairs
+        ]
+    alone = pairs[0] if len(pairs) == 1 else {"a": "first", "b": "second"}
+    better = (f"{short_name(alone['a'], 20)} better", f"{short_name(alone['b'], 20)} better")
+    verdicts = "".join(tables.verdict(pair, lead=len(pairs) == 1) for pair in pairs)
+    return Section(
+        name="verdict",
+        title="Verdict",
+        lead="Differences are paired, impression by impression; below zero, the first one is "
+        "better. Intervals come from a bootstrap over blocks, so that a user's impressions count "
+        "together.",
+        html=verdicts if len(pairs) == 1 else "",
+        cards=[
+            Card(
+                title="Difference in log loss",
+                figures=[score_figures.differences(named, better)],
+            )
+        ],
+        after=f'<div class="verdicts">{verdicts}</div>' if len(pairs) > 1 else "",
+        layout="beside" if len(pairs) == 1 else "wide",
+    )
+
+
+def _scores(arms: Sequence[Value]) -> Section:
+    lead = "Bold: best value. Whether a difference is more than chance is said in the verdict."
+    return Section(
+        name="scores", title="Scores", html=tables.scores(arms) if arms else "",
+        lead=lead if len(arms) > 1 else "",
+    )  # fmt: skip
+
+
+def _over_time(
+    arms: Sequence[Value], pairs: Sequence[Value], places: dict[str, int], offset: int
+) -> Section:
+    names = ("ne", "log_loss", "auc")
+    hours = time_figures.running_hours(arms[0]["hourly"]) if arms else 0
+    cards = [
+        Card(
+            title="Scores over time",
+            note=f"By hour: each hour a dot, the line is the mean of the last "
+            f"{hours} hours, weighted by impressions.",
+            choices=(
+                ("score", [time_figures.METRICS[name][0] for name in names]),
+                ("window", ("Day", "Hour")),
+            ),
+            figures=[
+                figure
+                for name in names
+                for figure in (
+                    time_figures.over_days(arms, name),
+                    time_figures.over_hours(arms, name, offset),
+                )
+            ],
+        )
+    ]
+    if pairs:
+        cards.append(
+            Card(
+                title="Difference over time",
+                note="By day: paired difference with its 95 % interval. Summed: all differences "
+                "since the start; a straight line is a steady gain, a bend is a change.",
+                choices=(("window", ("Day", "Summed by hour")),),
+                figures=[
+                    time_figures.difference_by_day(pairs, places),
+                    time_figures.difference_by_hour(pairs, arms, offset),
+                ],
+            )
+        )
+    return Section(name="time", title="Over time", cards=cards, layout="two")
+
+
+def _calibration(arms: Sequence[Value], offset: int) -> Section:
+    cards = [
+        Card(
+            title="Reliability",
+            note="Bins of equal mass. Deviation: observed minus predicted. Inside the band, a "
+            "model cannot be told from a perfect one.",
+            choices=(("view", ("Deviation", "Diagonal")),),
+            figures=[
+                score_figures.reliability(arms, deviation=True),
+                score_figures.reliability(arms, deviation=False),
+            ],
+        ),
+        Card(
+            title="Calibration over time",
+            note="Predicted over observed positives. The band holds 95 % of a perfect model's "
+            "values.",
+            choices=(("window", ("Day", "Hour")),),
+            figures=[
+                time_figures.over_days(arms, "calibration"),
+                time_figures.over_hours(arms, "calibration", offset),
+            ],
+        ),
+    ]
+    return Section(name="calibration", title="Calibration", cards=cards, layout="two")
+
+
+def _cold_start(arms: Sequence[Value], pairs: Sequence[Value]) -> Section:
+    regrets = [
+        f"<li>{escape(pair['a'])} against {escape(pair['b'])}: "
+        f"<b>{signed(pair['cold_start_regret'], 3)} nats</b></li>"
+        for pair in pairs
+        if pair.get("cold_start_regret") is not None
+    ]
+    after = (
+        "<p class='sub'>Cold-start regret, the area between two curves over an item's first 100 "
+        f"impressions; below zero, the first one is better:</p><ul>{''.join(regrets)}</ul>"
+        if regrets
+        else ""
+    )
+    return Section(
+        name="cold",
+        title="New items",
+        lead="How good predictions are for an item's first impressions, and how fast they improve.",
+        cards=[
+            Card(
+                title="Learning curve by impression of the item",
+                choices=(("score", [name for name, _, _ in score_figures.CURVES.values()]),),
+                figures=[score_figures.learning_curve(arms, key) for key in score_figures.CURVES],
+            )
+        ],
+        after=after,
+    )
+
+
+def _slices(arms: Sequence[Value], pairs: Sequence[Value]) -> Section:
+    cards = [
+        Card(
+            title="Difference by slice",
+            note="With 95 % intervals; the larger the square, the larger the slice's share of "
+            "impressions (named beside it). Intervals of slices under 1 % may leave the plot.",
+            choices=(
+                (("pair", [f"{short_name(p['a'], 20)} − {short_name(p['b'], 20)}" for p in pairs]),)
+                if len(pairs) > 1
+                else ()
+            ),
+            figures=[slice_figures.pair_slices(pair) for pair in pairs],
+        ),
+        Card(
+            title="Scores by slice",
+            note="States are those at the moment of the impression.",
+            choices=(("score", [name for name, _ in slice_figures.METRICS.values()]),),
+            figures=[slice_figures.arm_slices(arms, key) for key in slice_figures.METRICS],
+        ),
+    ]
+    numbers = tables.slices(arms, pairs) if any(arm["slices"] for arm in arms) else ""
+    after = f"<details><summary>Slices in numbers</summary>{numbers}</details>" if numbers else ""
+    return Section(name="slices", title="Slices", cards=cards, after=after, layout="two")
+
+
+def _freshness(rows: Sequence[Value]) -> Section:
+    return Section(
+        name="freshness",
+        title="Freshness",
+        lead="What predictions lose when weights are published less often.",
+        cards=[
+            Card(
+                title="Log loss by time between publications",
+                note="Paired difference to the freshest, with its 95 % interval.",
+                figures=[score_figures.freshness(rows)],
+            )
+        ]
+        if rows
+        else (),
+    )
+
+
+def _placebo(rows: Sequence[Value]) -> Section:
+    if not rows:
+        return Section(name="placebo", title="Placebo")
+    named = [
+        (f"{short_name(row['arm'], 22)}<br>permutation {escape(row['permutation'])}", row["pair"])
+        for row in rows
+        if row.get("pair")
+    ]
+    body = [
+        (
+            f"{escape(row['arm'])}, permutation {escape(row['permutation'])}",
+            [
+                *(number(row["metrics"].get(key)) for key in ("log_loss", "ne", "auc")),
+                signed((row.get("pair") or {}).get("mean"), 5),
+                interval(row.get("pair") or {}, 5),
+            ],
+        )
+        for row in rows
+    ]
+    heads = ("run", "log loss (nats)", "NE", "AUC", "difference (nats)", "95 % interval")
+    return Section(
+        name="placebo",
+        title="Placebo",
+        lead="Item vectors permuted among items: what stays of a gain does not come from content.",
+        cards=[
+            Card(
+                title="Difference in log loss",
+                figures=[score_figures.differences(named, ("placebo better", "placebo worse"))],
+            )
+        ],
+        after=tables.table(heads, body),
+    )
+
+
+def _health(value: Value, offset: int) -> Section:
+    throughput = value.get("throughput") or {}
+    seconds = throughput.get("seconds")
+    return Section(
+        name="run",
+        title="The run",
+        html=tables.facts(
+            (
+                ("samples per second", count(throughput.get("samples_per_s"))),
+                ("events per second", count(throughput.get("events_per_s"))),
+                ("duration", MISSING if seconds is None else f"{seconds:,.1f} s"),
+                ("impressions evaluated", count(value.get("rows"))),
+                ("left out as warm-up", count(value.get("warm_up_rows"))),
+                ("not settled at the end", count(value.get("unsettled_rows"))),
+            )
+        ),
+        cards=[
+            Card(
+                title="What impressions lacked",
+                figures=[time_figures.missing_over_time(value.get("missing", ()), offset)],
+            )
+        ],
+    )
+
+
+def _notes(reasons: Value) -> Section:
+    return Section(
+        name="notes",
+        title="Undefined values",
+        html=f"<details><summary>{count(len(reasons))} values have no number, each with its "
+        f"reason</summary>{tables.notes(reasons)}</details>"
+        if reasons
+        else "",
+    )
+
+
+def _config(text: str) -> Section:
+    return Section(
+        name="config",
+        title="Configuration",
+        html=f"<details><summary>Settings of the run</summary><pre tabindex='0'>{escape(text)}"
+        "</pre></details>"
+        if text
+        else "",
+    )
+
+
+def _has_values(figure: Figure) -> bool:
+    return any(
+        value is not None for trace in figure["data"] for value in (*trace["x"], *trace["y"])
+    )
+
+
+def figures_of(sections: Iterable[Section]) -> str:
+    """JSON of all figures by their names, safe between script tags."""
+    found = {
+        f"{section.name}-{i}-{j}": {key: figure[key] for key in ("data", "layout")}
+        for section in sections
+        for i, card in enumerate(section.cards)
+        for j, figure in enumerate(card.figures)
+    }
+    text = json.dumps(found, allow_nan=False, separators=(",", ":"))
+    for sign in "<>&\u2028\u2029":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return text

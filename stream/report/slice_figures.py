@@ -1,0 +1,134 @@
+"""Plots of slices: whom a model serves better, and where it is badly calibrated.
+
+Makes Plotly's JSON from an evaluation; the slices themselves come from there.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from stream.report.score_figures import verdict_colour
+from stream.report.theme import (
+    INK,
+    NEUTRAL,
+    Figure,
+    arm_colour,
+    arm_symbol,
+    axis,
+    compact,
+    figure,
+    holding,
+    upright,
+)
+from stream.report.time_figures import whiskers
+from stream.report.words import Value, count, interval, percent, short_name, signed
+
+METRICS = {
+    "calibration": ("Calibration", "calibration (predicted / observed)"),
+    "ne_slice": ("NE in the slice", "NE with the slice's own base rate"),
+    "ne_global": ("NE, global", "NE with the global base rate"),
+    "log_loss": ("Log loss", "log loss (nats per impression)"),
+    "auc": ("AUC", "AUC in the slice"),
+}
+# The axis is scaled for slices of at least this share: the small ones' intervals are far wider,
+# and the rule on slices leaves them out as well.
+SHARE_SCALED = 0.01
+_ROW_PX = 23
+
+
+def pair_slices(pair: Value) -> Figure:
+    """The paired difference in each slice, with its interval, grouped by what slices."""
+    rows = [row for row in pair["slices"] if row.get("mean") is not None]
+    colours = [verdict_colour(row) for row in rows]
+    y, ticks, height = _rows_of(rows)
+    data = []
+    for colour in dict.fromkeys(colours):
+        chosen = [i for i, c in enumerate(colours) if c == colour]
+        some = [rows[i] for i in chosen]
+        data.append({
+            "type": "scatter", "mode": "markers", "showlegend": False,
+            "x": compact([row["mean"] for row in some]), "y": [y[i] for i in chosen],
+            "error_x": whiskers(some, colour),
+            "marker": {"color": colour, "symbol": "square",
+                       "size": [round(6 + 8 * row["share"] ** 0.5, 1) for row in some]},
+            "text": [_hover(row, f"{signed(row['mean'], 5)} {interval(row, 5)} nats")
+                     for row in some],
+            "hovertemplate": "%{text}<extra></extra>",
+        })  # fmt: skip
+    a, b = short_name(pair["a"], 18), short_name(pair["b"], 18)
+    return figure(
+        data,
+        x=axis("difference in log loss (nats per impression)", tickformat=".4~f", nticks=5,
+               range=_reach(rows, lambda row: (row.get("low"), row.get("high"), 0.0))),
+        y=ticks, height=height - 24, margin={"l": 40, "r": 20, "t": 10, "b": 48},
+        hovermode="closest", shapes=[upright(0.0, color=NEUTRAL, dash="solid", width=1.5)],
+    ) | {"sides": (f"◀ {a} better", f"{b} better ▶")}  # fmt: skip
+
+
+def arm_slices(arms: Sequence[Value], metric: str) -> Figure:
+    """A score of each arm in each slice, one dot an arm."""
+    data = []
+    layout = [row for arm in arms[:1] for row in arm["slices"]]
+    y, ticks, height = _rows_of(layout)
+    place = {(row["by"], row["value"]): at for row, at in zip(layout, y, strict=True)}
+    seen = []
+    for i, arm in enumerate(arms):
+        rows = [
+            row
+            for row in arm["slices"]
+            if row.get(metric) is not None and (row["by"], row["value"]) in place
+        ]
+        seen += rows
+        data.append({
+            "type": "scatter", "mode": "markers", "name": short_name(arm["name"]),
+            "x": compact([row[metric] for row in rows]),
+            "y": [place[row["by"], row["value"]] for row in rows],
+            "marker": {"color": arm_colour(i), "symbol": arm_symbol(i), "size": 9},
+            "text": [_hover(row, f"{METRICS[metric][0]} {row[metric]:.4f}") for row in rows],
+            "hovertemplate": "%{text}<extra>%{fullData.name}</extra>",
+        })  # fmt: skip
+    neutral = [upright(1.0)] if metric not in {"log_loss", "auc"} else []
+    return figure(
+        data,
+        x=axis(METRICS[metric][1], tickformat=".3~f", nticks=6,
+               range=_reach(seen, lambda row: (row[metric], 1.0 if neutral else None))),
+        y=ticks, height=height, margin={"l": 40, "r": 20, "t": 34, "b": 48},
+        hovermode="closest", shapes=neutral,
+    )  # fmt: skip
+
+
+def _rows_of(rows: Sequence[Value]) -> tuple[list[float], dict[str, Any], int]:
+    """Heights of the rows from the top, their axis with a heading a group, the plot's height."""
+    y, values, texts, at = [], [], [], 0.0
+    for by, group in itertools.groupby(rows, key=lambda row: row["by"]):
+        values.append(at)
+        texts.append(f"<b>{short_name(by, 26)}</b>")
+        for row in group:
+            at += 1
+            y.append(at)
+            values.append(at)
+            texts.append(f"{short_name(row['value'], 16)} · {percent(row.get('share'))}")
+        at += 1.4
+    ticks = axis(
+        tickvals=values, ticktext=texts, range=[max(at - 0.6, 1), -0.8], showgrid=False,
+        zeroline=False, fixedrange=True, tickfont={"size": 11, "color": INK},
+    )  # fmt: skip
+    return y, ticks, int(100 + _ROW_PX * max(at, 2))
+
+
+def _hover(row: Value, score: str) -> str:
+    positives = f", {count(row['positives'])} positive" if "positives" in row else ""
+    return (
+        f"<b>{short_name(row['by'], 40)}: {short_name(row['value'], 40)}</b><br>{score}"
+        f"<br>{count(row.get('n'))} impressions{positives}"
+    )
+
+
+def _reach(
+    rows: Sequence[Value], ends: Callable[[Value], tuple[float | None, ...]]
+) -> list[float] | None:
+    """Range that holds the ends of all rows of a fair share; None where there are none."""
+    fair = [row for row in rows if (row.get("share") or 0.0) >= SHARE_SCALED] or list(rows)
+    return holding(value for row in fair for value in ends(row))
