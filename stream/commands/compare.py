@@ -53,7 +53,7 @@ def report_of(
 ) -> dict[str, Any]:
     """report.json of a comparison: the evaluation, each pass's counts, all configurations."""
     return {
-        **evaluation,
+        "evaluation": evaluation,
         "passes": [
             {
                 "arms": [arm.name for arm in one.arms], "predictions": str(one.predictions),
@@ -213,14 +213,15 @@ def _write(report: Path, content: dict[str, Any], first: Config) -> None:
     from stream.report.page import write_page
 
     write_json(report / "report.json", content)
-    (report / "report.md").write_text(markdown(content), encoding="utf-8")
+    (report / "report.md").write_text(markdown(content["evaluation"]), encoding="utf-8")
     base = loader.to_dict(first)
     differences = [
         f"# {name}\n" + "\n".join(loader.differences(base, config) or ["as the first"])
         for name, config in content["configs"].items()
     ]
     write_page(
-        content, report / "report.html", title="Comparison of " + ", ".join(content["configs"]),
+        content["evaluation"], report / "report.html",
+        title="Comparison of " + ", ".join(content["configs"]),
         config_text="\n\n".join([render(first), *differences]),
         offset_minutes=content["options"]["offset_minutes"], version=content["version"],
     )  # fmt: skip

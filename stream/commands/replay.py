@@ -20,8 +20,10 @@ from infra.config_text import render
 from infra.errors import InputError
 from stream.composition import load_config
 from stream.config import Config
+from stream.evaluation import EvaluationOptions
 from stream.replay.report import counts_of, evaluation_of, write_json
 from stream.replay.runner import Replay, ReplayConfig, ReplayResult
+from stream.report.page import write_page
 
 LEARNER_SEED = "seed"
 
@@ -74,17 +76,25 @@ def full_report(
 ) -> dict[str, Any]:
     """report.json of a replay."""
     pipeline, config = result.composition.pipeline, result.composition.config
-    seconds = max(result.from_first_impression_s, 1e-9)
+    throughput = {
+        "samples_per_s": result.samples_run / max(result.from_first_impression_s, 1e-9),
+        "events_per_s": result.events_run / max(result.seconds, 1e-9),
+    }
     return {
         **counts_of(pipeline),
         "predict_at": config.stream.predict_at,
         **evaluation_of(
-            result.predictions, evaluate_from_ms=evaluate_from_ms, offset_ms=offset * 60_000
+            result.predictions,
+            EvaluationOptions(
+                label=config.ranker.label, predict_at=config.stream.predict_at,
+                window_ms=config.label[config.ranker.label].window_ms, end_ms=result.log_end_ms,
+                evaluate_from_ms=evaluate_from_ms, offset_ms=offset * 60_000,
+                throughput=throughput | {"seconds": result.seconds},
+            ),
         ),
         "items_rejected_by_reason": result.items_rejected_by_reason,
         "learner": dict(pipeline.learner.counts()),
-        "samples_per_s": result.samples_run / seconds,
-        "events_per_s": result.events_run / max(result.seconds, 1e-9),
+        **throughput,
         "seconds": result.seconds,
         "snapshots": result.snapshots,
         "resumed_from": str(result.restored.ref) if result.restored.ref else None,
@@ -92,7 +102,7 @@ def full_report(
         "config": loader.to_dict(config),
         "seed": config.ranker.options.get(LEARNER_SEED, 1),
         "version": package_version(),
-    }
+    }  # fmt: skip
 
 
 def wide_console() -> Console:
@@ -104,13 +114,13 @@ def table_of(report: dict[str, Any]) -> Table:
     """The metrics by day and over the evaluated span, for a person."""
     at = report["predict_at"]
     table = Table(title=f"{report['config']['ranker']['label']}, predicted at {at}")
-    for name in ("day", "samples", "log loss", "NE", "AUC", "GAUC u-d", "calibr.", "CTR"):
+    for name in ("day", "samples", "log loss", "NE", "AUC", "calibr.", "CTR"):
         table.add_column(name, justify="left" if name == "day" else "right", no_wrap=True)
     total = {"date": "all", **report["evaluated"], **report["metrics"]}
     for row in (*report["daily"], total):
         if row is total:
             table.add_section()
-        values = [row[n] for n in ("log_loss", "ne", "auc", "gauc_user_day", "calibration", "ctr")]
+        values = [row[n] for n in ("log_loss", "ne", "auc", "calibration", "ctr")]
         cells = ["-" if v is None else f"{v:.4f}" for v in values]
         table.add_row(row["date"], f"{row['samples']:,}", *cells)
     return table
@@ -174,6 +184,10 @@ def command(  # one parameter an option
     finally:
         result.composition.close()
     write_json(report / "report.json", content)
+    write_page(
+        content["evaluation"], report / "report.html", title=f"Replay of {logs[0].name}",
+        config_text=render(config), offset_minutes=offset, version=content["version"],
+    )  # fmt: skip
     wide_console().print(table_of(content))
     click.echo(
         f"{content['samples']:,} samples from {content['events']:,} events, "
@@ -181,4 +195,5 @@ def command(  # one parameter an option
         f"{content['samples_per_s']:,.0f} samples/s"
     )
     click.echo(json.dumps({"report": str(report / "report.json"),
+                           "page": str(report / "report.html"),
                            "predictions": str(result.predictions)}))  # fmt: skip

@@ -1,26 +1,22 @@
 """The report of a run: counts of the join, and metrics of the prediction log. Pure but for reading.
 
-All metrics are functions of `predictions.parquet`; undefined values are null with a reason.
+All metrics are functions of `predictions.parquet` (docs/evaluation.md); undefined values are null
+with a reason.
 """
 
 from __future__ import annotations
 
-import datetime as dt
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
-
-from learners import metrics as m
 from stream import kernels as k
+from stream.evaluation import EvaluationOptions, evaluate, read_rows
 from stream.pipeline import OnlinePipeline
 
-DAY_MS = 86_400_000
-HIDDEN = "reasons"
+ARM = "ranker"
+"""The only arm of a replay."""
 
 
 def counts_of(pipeline: OnlinePipeline) -> dict[str, Any]:
@@ -68,88 +64,30 @@ def counts_of(pipeline: OnlinePipeline) -> dict[str, Any]:
     }
 
 
-def read_predictions(path: Path) -> dict[str, NDArray[Any]]:
-    """Columns of a prediction log as arrays; ids may be strings."""
-    table = pq.read_table(path)
-    return {name: table[name].to_numpy() for name in table.schema.names}
+def evaluation_of(path: Path, options: EvaluationOptions) -> dict[str, Any]:
+    """What a run's predictions are worth: the whole evaluation, and its main figures on top.
 
-
-def metrics_of(
-    rows: Mapping[str, NDArray[Any]], offset_ms: int, reasons: dict[str, str], at: str = ""
-) -> dict[str, float | None]:
-    """Metrics of prediction rows; what is undefined is null and has an entry in `reasons`."""
-    logits, labels = rows["logit"], rows["label"]
-    usable = np.isfinite(logits)
-    if not usable.all():
-        reasons[f"{at}predictions"] = f"{int((~usable).sum())} rows without a prediction left out"
-        rows = {name: column[usable] for name, column in rows.items()}
-        logits, labels = rows["logit"], rows["label"]
-    sums = m.LossSums.of(logits, labels)
-    day = (rows["ts_ms"] + offset_ms) // DAY_MS
-    scores: dict[str, m.Score] = {
-        "log_loss": sums.log_loss,
-        "ne": sums.ne,
-        "auc": m.auc_exact(logits, labels),
-        "gauc_user_day": m.gauc(logits, labels, _groups(rows["user_id"], day)).score,
-        "gauc_request": _gauc_request(rows),
-        "calibration": sums.calibration,
-        "ctr": sums.rate,
-    }
-    out: dict[str, float | None] = {}
-    for name, score in scores.items():
-        if isinstance(score, m.Undefined):
-            reasons[at + name] = score.reason
-            out[name] = None
-        else:
-            out[name] = float(score)
-    return out
-
-
-def _groups(*columns: NDArray[Any]) -> NDArray[np.int64]:
-    """One number for each distinct combination of the columns."""
-    numbers = np.zeros(len(columns[0]), np.int64)
-    for column in columns:
-        values, inverse = np.unique(column, return_inverse=True)
-        numbers = np.unique(numbers * len(values) + inverse, return_inverse=True)[1]
-    return numbers
-
-
-def _gauc_request(rows: Mapping[str, NDArray[Any]]) -> m.Score:
-    _, first = np.unique(rows["request_id"], return_index=True)
-    if len(first) == len(rows["request_id"]):
-        return m.Undefined("every request shows one item")
-    return m.gauc(rows["logit"], rows["label"], _groups(rows["request_id"])).score
-
-
-def evaluation_of(path: Path, *, evaluate_from_ms: int | None, offset_ms: int) -> dict[str, Any]:
-    """The evaluated span, its metrics, and the same by day."""
-    rows = read_predictions(path)
-    keep = rows["ts_ms"] >= (evaluate_from_ms if evaluate_from_ms is not None else -(1 << 62))
-    span = {name: column[keep] for name, column in rows.items()}
-    reasons: dict[str, str] = {}
-    times, labels = span["ts_ms"], span["label"]
-    metrics = metrics_of(span, offset_ms, reasons)
-    daily = []
-    day = (times + offset_ms) // DAY_MS
-    for number in np.unique(day):
-        of_day = {name: column[day == number] for name, column in span.items()}
-        date = (dt.date(1970, 1, 1) + dt.timedelta(days=int(number))).isoformat()
-        values = metrics_of(of_day, offset_ms, reasons, f"{date}.")
-        n, positives = len(of_day["label"]), int(of_day["label"].sum())
-        daily.append({"date": date, "samples": n, "positives": positives, **values})
-    everything = rows["ts_ms"]
+    `metrics` and `daily` are those of the run's only arm; `from_ms` and `to_ms` are of all rows,
+    scored or not. `reasons` tells of `metrics` and `daily` why a value is null.
+    """
+    rows = read_rows(path, name=ARM)
+    times = rows.ts_ms_n
+    begin, end = (int(times.min()), int(times.max())) if len(times) else (None, None)
+    evaluation = evaluate(rows, options)
+    (arm,) = evaluation["arms"]
+    at = f"arms.{ARM}."
+    own = {path.removeprefix(at): why for path, why in evaluation["reasons"].items()}
     return {
-        "from_ms": int(everything.min()) if len(everything) else None,
-        "to_ms": int(everything.max()) if len(everything) else None,
+        "from_ms": begin,
+        "to_ms": end,
         "evaluated": {
-            "samples": len(labels),
-            "positives": int(labels.sum()),
-            "from_ms": int(times.min()) if len(times) else None,
-            "to_ms": int(times.max()) if len(times) else None,
+            "samples": evaluation["rows"],
+            **{name: evaluation[name] for name in ("positives", "from_ms", "to_ms")},
         },
-        "metrics": metrics,
-        "daily": daily,
-        HIDDEN: reasons,
+        "metrics": arm["metrics"],
+        "daily": arm["daily"],
+        "reasons": {path.removeprefix("metrics."): why for path, why in own.items()},
+        "evaluation": evaluation,
     }
 
 

@@ -24,9 +24,10 @@ def test_arms_are_scored_on_the_same_rows_and_compared(log, config, tmp_path, ca
     assert run(["compare", config, log, "--report", str(report), "--warm-up", "0.2",
                 "--arm", "base", "ranker.name=base_rate", "--resamples", "50",
                 "--arm", "late", "stream.batch_size=300", "--threads", "1"]) == 0  # fmt: skip
-    content = json.loads((report / "report.json").read_text())
+    whole = json.loads((report / "report.json").read_text())
+    content = whole["evaluation"]
     assert [arm["name"] for arm in content["arms"]] == ["net", "base", "late"]
-    assert [one["arms"] for one in content["passes"]] == [["net", "base"], ["late"]]
+    assert [one["arms"] for one in whole["passes"]] == [["net", "base"], ["late"]]
     assert content["rows"] + content["warm_up_rows"] == 1_200
     pairs = {(pair["a"], pair["b"]): pair for pair in content["pairs"]}
     assert set(pairs) == {("net", "base"), ("net", "late"), ("base", "late")}
@@ -34,7 +35,7 @@ def test_arms_are_scored_on_the_same_rows_and_compared(log, config, tmp_path, ca
     found = pairs["net", "base"]["mean"]
     assert found == pytest.approx(loss["net"] - loss["base"], abs=1e-9)
     assert pairs["net", "base"]["low"] < found < pairs["net", "base"]["high"]
-    assert content["configs"]["base"]["ranker"]["name"] == "base_rate"
+    assert whole["configs"]["base"]["ranker"]["name"] == "base_rate"
     out = capsys.readouterr().out
     for pair in pairs.values():
         assert "".join(pair["decision"]["words"].split()) in "".join(out.split())
@@ -45,7 +46,7 @@ def test_arms_are_scored_on_the_same_rows_and_compared(log, config, tmp_path, ca
 def test_an_arm_against_itself_differs_by_nothing(log, config, tmp_path):
     assert run(["compare", config, config, log, "--report", str(tmp_path / "r"),
                 "--resamples", "20"]) == 0  # fmt: skip
-    content = json.loads((tmp_path / "r" / "report.json").read_text())
+    content = json.loads((tmp_path / "r" / "report.json").read_text())["evaluation"]
     assert [arm["name"] for arm in content["arms"]] == ["net", "net 2"]
     (pair,) = content["pairs"]
     assert (pair["mean"], pair["low"], pair["high"]) == (0.0, 0.0, 0.0)
@@ -57,13 +58,14 @@ def test_published_copies_and_placebos_are_named_and_shown(log, config, tmp_path
     assert run(["compare", config, log, "--report", str(report), "--resamples", "20",
                 "--sync-every", "1m,never", "--placebo", "content",
                 "--permutations", "2"]) == 0  # fmt: skip
-    content = json.loads((report / "report.json").read_text())
+    whole = json.loads((report / "report.json").read_text())
+    content = whole["evaluation"]
     assert [row["name"] for row in content["freshness"]] == ["net", "net sync 1m", "net sync never"]
     waits = [row["sync_ms"] for row in content["freshness"]]
     assert waits[:2] == [0, 60_000]
     assert waits[2] > waits[1]
     assert {(p["arm"], p["permutation"]) for p in content["placebo"]} >= {("net", 1), ("net", 2)}
-    assert [one["arms"][0] for one in content["passes"]] == [
+    assert [one["arms"][0] for one in whole["passes"]] == [
         "net", "net placebo 1", "net placebo 2",
     ]  # fmt: skip
     alone = pq.read_table(report / "passes" / "0" / "predictions.parquet")

@@ -52,7 +52,7 @@ def ran(log, config, tmp_path_factory):
 def test_the_report_has_all_keys(ran):
     report, _ = ran
     assert report.keys() >= KEYS
-    assert report["metrics"].keys() == METRICS
+    assert report["metrics"].keys() >= METRICS
     assert report["evaluated"].keys() == {"samples", "positives", "from_ms", "to_ms"}
     assert report["config"]["ranker"]["name"] == "base_rate"
     assert report["predict_at"] == "impression"
@@ -64,12 +64,11 @@ def test_the_report_has_all_keys(ran):
 
 def test_what_is_undefined_is_null_with_a_reason(ran):
     report, _ = ran
-    for where, metrics in [
-        ("", report["metrics"]),
-        *((d["date"] + ".", d) for d in report["daily"]),
-    ]:
-        for name in METRICS:
-            assert (metrics[name] is None) == (where + name in report["reasons"]), where + name
+    for name, value in report["metrics"].items():
+        assert (value is None) == (name in report["reasons"]), name
+    for day in report["daily"]:
+        for name, value in day.items():
+            assert (value is None) == (f"daily.{day['date']}.{name}" in report["reasons"]), name
     assert report["metrics"]["gauc_request"] is None
     assert "one item" in report["reasons"]["gauc_request"]
 
