@@ -43,6 +43,7 @@ SHELLS = (
     "stream.importers",
     "stream.kafka",
     "stream.ledger_check",
+    "stream.logged_actions",
     "stream.metrics",
     "stream.prediction_log",
     "stream.record_log",
