@@ -85,8 +85,8 @@ def off_policy(
     and Li 2011, equation 1). Each is `{value, low, high}`; `logged` is the mean reward of the rows.
     Intervals are of block resamples with the model held fixed: `dm`'s says nothing of how wrong the
     model is. `on_policy` adds its own mean and each estimate's `difference` to it, resampled
-    together. `weights`: see `weight_facts`. What cannot be said is None and has an entry in `reasons`, a map
-    from dotted path to words.
+    together. `weights`: see `weight_facts`. What cannot be said is None and has an entry in
+    `reasons`, a map from dotted path to words.
     """
     broken = _unusable(rows)
     sums = _Sums(rows, config, on_policy)
