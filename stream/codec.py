@@ -145,6 +145,10 @@ class _Decoder:
 
     _optional: tuple[str, ...]
 
+    def texts(self) -> list[str]:
+        """Texts that were values of fields lately, at most 65,536."""
+        return [value for value in self._caches.values if isinstance(value, str)]
+
     def decode(self, batch: RecordBatch) -> EventColumns:
         """All rows of the batch; bad events are REJECTED rows and entries of `.rejected`."""
         intake = _Intake(self._forms, self._spec)

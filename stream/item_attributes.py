@@ -40,6 +40,10 @@ class AttributeFields:
         """Places of each several-valued field within `multi_nM`."""
         return tuple(source.length for source in self.multis)
 
+    def texts(self) -> list[str]:
+        """Texts that were values lately, at most 65,536."""
+        return [value for value in self._keys if isinstance(value, str)]
+
     def __call__(self, attributes: Sequence[Attributes]) -> AttributeColumns:
         """Columns of the items; see AttributeColumns. Keys are salted, bags padded with 0."""
         n = len(attributes)

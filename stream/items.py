@@ -180,6 +180,10 @@ class ItemTable:
         multis = np.split(columns.multi_nM, cuts, axis=1) if self._fields.multis else []
         return ItemFeatures(columns.ids_nA, tuple(multis), columns.dense_nX)
 
+    def texts(self) -> list[str]:
+        """Texts that were values of attributes, as far as they are remembered."""
+        return self._fields.texts()
+
     def checkpoint(self, path: Path) -> None:
         """A consistent copy of the store at `path`, which must not exist."""
         self._store.checkpoint(path)

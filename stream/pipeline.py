@@ -25,6 +25,7 @@ from stream.event_keys import Chunk, EventKeys
 from stream.feature_plan import FeaturePlan
 from stream.items import ItemTable
 from stream.join import JoinState
+from stream.keys import ints_of_keys, key_of_str
 from stream.ledger import Ledger
 from stream.positions import Position
 from stream.prediction_memory import Predicted, PredictionMemory
@@ -328,6 +329,14 @@ class OnlinePipeline:
             history_len_n=np.sum(lengths, axis=0), has_vector_n=~missing,
             fields={name: read(batch) for name, read in self._fields.items()},
         )  # fmt: skip
+
+    def field_names(self) -> dict[int, str]:
+        """Texts behind the values of reported fields, as far as they are still remembered."""
+        if not self._fields:
+            return {}
+        texts = [*self._impressions.texts(), *self.items.texts()]
+        keys = np.array([key_of_str(text) for text in texts], np.int64)
+        return dict(zip(ints_of_keys(keys).tolist(), texts, strict=True))
 
     def export_full(self) -> list[Part]:
         """The whole state as parts; between two calls of `process` it is a consistent cut."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from infra.errors import InputError
-from stream.predictions import Predictions
+from stream.predictions import MISSING, Predictions
 
 FILE = "predictions.parquet"
 _PARTS = "predictions.parts"
 _ROWS_PER_PART = 50_000
+_FIELD = "field."
 
 
 class PredictionLog:
@@ -91,15 +92,17 @@ class PredictionLog:
             if path.name not in self._names:
                 path.unlink()
 
-    def finish(self, *, keep_parts: bool = False) -> Path:
+    def finish(self, *, keep_parts: bool = False, names: Mapping[int, str] | None = None) -> Path:
         """Join the parts to `predictions.parquet`, atomically; its path.
 
-        `keep_parts` lets a later run go on behind them.
+        `keep_parts` lets a later run go on behind them. Fields of which `names` knows any value are
+        written as text.
         """
         self.flush()
         tables = [pq.read_table(self._parts / name) for name in self._names]
         text = any(pa.types.is_string(t.schema.field("item_id").type) for t in tables)
         joined = pa.concat_tables([_as_text(t) if text else t for t in tables] or [self._table()])
+        joined = _named(joined, names or {})
         path = self._folder / FILE
         pq.write_table(joined, path.with_suffix(".tmp"))
         path.with_suffix(".tmp").rename(path)
@@ -129,7 +132,7 @@ class PredictionLog:
         columns["history_len"] = pa.array(lengths)
         columns["has_vector"] = pa.array(_cat([p.has_vector_n for p in self._waiting], np.bool_))
         for name in self._waiting[0].fields if self._waiting else ():
-            columns[f"field.{name}"] = pa.array(
+            columns[_FIELD + name] = pa.array(
                 _cat([p.fields[name] for p in self._waiting], np.int64)
             )
         return pa.table(columns)
@@ -143,4 +146,16 @@ def _as_text(table: pa.Table) -> pa.Table:
     for name in ("request_id", "item_id", "user_id"):
         place = table.schema.get_field_index(name)
         table = table.set_column(place, name, table[name].cast(pa.string()))
+    return table
+
+
+def _named(table: pa.Table, names: Mapping[int, str]) -> pa.Table:
+    """The table with text for fields whose values were text."""
+    for name in [n for n in table.schema.names if n.startswith(_FIELD)]:
+        values, place_n = np.unique(table[name].to_numpy(), return_inverse=True)
+        if not any(value in names for value in values.tolist()):
+            continue
+        texts = [names.get(v, "missing" if v == MISSING else str(v)) for v in values.tolist()]
+        column = pa.array(np.array(texts, object)[place_n], pa.string())
+        table = table.set_column(table.schema.get_field_index(name), name, column)
     return table

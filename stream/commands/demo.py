@@ -121,7 +121,7 @@ def show(result: DemoResult, console: Console) -> None:
     for name, value in rows.items():
         table.add_row(name, value)
     console.print(table)
-    console.print(f"report     {result.folder / 'replay' / 'report.json'}", soft_wrap=True)
+    console.print(f"report     {result.folder / 'replay' / 'report.html'}", soft_wrap=True)
     console.print(f"snapshots  {result.folder / 'worker' / 'snapshots'}", soft_wrap=True)
 
 

@@ -141,7 +141,9 @@ class Replay:
             self._take(pipeline.drain())
             log_end_ms = pipeline.join.clock_ms
             self._take(pipeline.finish())
-            predictions = self._log.finish(keep_parts=self._checkpoints is not None)
+            predictions = self._log.finish(
+                keep_parts=self._checkpoints is not None, names=pipeline.field_names()
+            )
         except BaseException:
             composition.close()
             raise

@@ -76,7 +76,9 @@ def replay(
     return result
 
 
-def envelope_log(path: Path, *, requests: int = 400, seed: int = 5) -> Path:
+def envelope_log(
+    path: Path, *, requests: int = 400, seed: int = 5, tabs: tuple[Any, ...] = (0, 1, 2)
+) -> Path:
     """A log of envelopes that overlap in time, so that release stops inside of them."""
     rng = random.Random(seed)
     now, shown, clicks = 0, [], []
@@ -85,7 +87,8 @@ def envelope_log(path: Path, *, requests: int = 400, seed: int = 5) -> Path:
         user, items = rng.randrange(20), rng.sample(range(30), 3)
         body = impression_body(
             request_id=number, user_id=user, ts_ms=T0 + now,
-            items=[{"item_id": item} for item in items], context={"tab": rng.randrange(3)},
+            items=[{"item_id": item} for item in items],
+            context={"tab": tabs[rng.randrange(len(tabs))]},
         )  # fmt: skip
         shown.append((user % 2, now, body))
         for item in items:

@@ -5,7 +5,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from stream.keys import ints_of_keys, key_of_str, keys_of_ints, salt_of, salted, unsalted
-from stream.prediction_memory import PredictionMemory
+from stream.prediction_log import PredictionLog
+from stream.prediction_memory import Predicted, PredictionMemory
+from stream.predictions import MISSING, Predictions
 from tests.support.replays import envelope_log, ranked_config, replay
 
 
@@ -39,6 +41,29 @@ def test_rows_of_one_batch_were_predicted_by_the_same_weights(rows):
 
 def test_configured_fields_come_back_as_they_were(rows):
     assert set(np.unique(rows["field.tab"])) == {0, 1, 2}
+
+
+def test_fields_of_text_are_text_again(tmp_path):
+    log = PredictionLog(tmp_path, 0)
+    n = 3
+    phone = int(ints_of_keys(np.array([key_of_str("phone")]))[0])
+    predicted = Predicted(np.zeros((n, 1), np.float32), np.zeros(n, int), np.zeros(n, int))
+    zeros = np.zeros(n, np.int64)
+    log.append(Predictions(
+        request_n=zeros, item_n=zeros, user_n=zeros, ts_ms_n=zeros, predicted=predicted,
+        labels_nK=np.zeros((n, 1), np.float32), history_len_n=zeros, has_vector_n=zeros > 0,
+        fields={"device": np.array([phone, MISSING, 7]), "tab": np.arange(n)},
+    ))  # fmt: skip
+    table = pq.read_table(log.finish(names={phone: "phone"}))
+    assert table["field.device"].to_pylist() == ["phone", "missing", "7"]
+    assert table["field.tab"].to_pylist() == [0, 1, 2]
+
+
+def test_texts_of_events_and_items_are_remembered(tmp_path):
+    log = envelope_log(tmp_path / "log.parquet", tabs=("home", "search"))
+    config = ranked_config(report={"fields": ["tab"]})
+    rows = pq.read_table(replay(config, (log,), tmp_path / "report").predictions)
+    assert set(rows["field.tab"].to_pylist()) == {"home", "search"}
 
 
 def test_memory_keeps_what_is_put_and_goes_through_a_snapshot():
