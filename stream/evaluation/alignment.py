@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +15,7 @@ from infra.errors import InputError
 from stream.evaluation.grouping import pair_groups
 from stream.evaluation.rows import Coded, PredictionRows
 
+I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
 
 
@@ -71,15 +73,15 @@ def _arms(logs: Mapping[str, PredictionRows]) -> list[str]:
     return [arm for log in logs.values() for arm in log.logits]
 
 
-def _both(a: I64 | None, b: I64 | None) -> I64 | None:
+def _both(a: I32 | None, b: I32 | None) -> I32 | None:
     """Numbers that are equal where both columns are."""
     if a is None or b is None or np.array_equal(a, b):
         return a if b is not None else None
-    return pair_groups(_dense(a), _dense(b))[0].astype(np.int64)
+    return _dense(pair_groups(_dense(a), _dense(b))[0])
 
 
-def _dense(values: I64) -> NDArray[np.int64]:
-    return np.unique(values, return_inverse=True)[1]
+def _dense(values: NDArray[Any]) -> I32:
+    return np.unique(values, return_inverse=True)[1].astype(np.int32)
 
 
 def _places(first: PredictionRows, other: PredictionRows, name: str, other_name: str) -> I64:

@@ -60,7 +60,7 @@ class PredictionRows:
     ts_ms_n: I64
     label_n: NDArray[np.int8]
     logits: Mapping[str, F32]
-    batch_n: I64 | None = None
+    batch_n: I32 | None = None
     history_len_n: I32 | None = None
     has_vector_n: NDArray[np.bool_] | None = None
     fields: Mapping[str, Coded] = field(default_factory=dict)
@@ -110,9 +110,7 @@ def coded(values: Any) -> Coded:
             codes -= 1
             return Coded(code_n=codes, values=pa.array(firsts))
     found = column.dictionary_encode()
-    return Coded(
-        code_n=found.indices.to_numpy().astype(np.int32, copy=False), values=found.dictionary
-    )
+    return Coded(code_n=found.indices.to_numpy().astype(np.int32), values=found.dictionary)
 
 
 def read_rows(path: Path, *, name: str = "ranker") -> PredictionRows:
@@ -126,7 +124,9 @@ def read_rows(path: Path, *, name: str = "ranker") -> PredictionRows:
     except (OSError, pa.ArrowInvalid) as error:
         raise InputError(f"prediction log '{path}': cannot be read as Parquet ({error})") from error
     with file:
-        return _read(file, path, name)
+        rows = _read(file, path, name)
+    pa.default_memory_pool().release_unused()
+    return rows
 
 
 def _read(file: pq.ParquetFile, path: Path, name: str) -> PredictionRows:
@@ -150,7 +150,8 @@ def _read(file: pq.ParquetFile, path: Path, name: str) -> PredictionRows:
     def numbers(which: str, dtype: type) -> NDArray[Any] | None:
         if which not in present:
             return None
-        return np.asarray(column(which).to_numpy(zero_copy_only=False), dtype)
+        # A copy, so that arrow's buffer is free for the next column.
+        return np.array(column(which).to_numpy(zero_copy_only=False), dtype)
 
     ts_ms = numbers("ts_ms", np.int64)
     label = numbers("label", np.int8)
@@ -166,7 +167,7 @@ def _read(file: pq.ParquetFile, path: Path, name: str) -> PredictionRows:
         ts_ms_n=ts_ms,
         label_n=label,
         logits={arm: np.asarray(numbers(c, np.float32)) for arm, c in arms.items()},
-        batch_n=numbers("batch", np.int64),
+        batch_n=numbers("batch", np.int32),
         history_len_n=numbers("history_len", np.int32),
         has_vector_n=numbers("has_vector", np.bool_),
         fields={c.removeprefix(_FIELD): coded(column(c)) for c in present if c.startswith(_FIELD)},

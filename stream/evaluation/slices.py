@@ -16,6 +16,7 @@ from infra.errors import InputError
 from stream.evaluation.grouping import DAY_MS, HOUR_MS, order_by_code
 from stream.evaluation.rows import Coded, PredictionRows
 
+I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
 U8 = NDArray[np.uint8]
 
@@ -47,68 +48,85 @@ class Slicing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PastCounts:
-    """What the log holds of one kind of id before each row, [n]."""
+class Past:
+    """Rows in order of (id, time): what the log holds of an id before each of its rows.
 
-    impressions_n: NDArray[np.int32]
-    clicks_n: NDArray[np.int32]
-    age_ms_n: I64
-    """Time since the id's first impression."""
+    `place_s` is the row at each place, `first_s` the first place of its id, `key_s` = id * span +
+    time, ascending.
+    """
+
+    place_s: I64
+    first_s: I32
+    key_s: I64
+
+    def impressions(self) -> I32:
+        """Impressions with a smaller time, [n]."""
+        new = np.ones(len(self.key_s), np.bool_)
+        np.not_equal(self.key_s[1:], self.key_s[:-1], out=new[1:])
+        runs = np.flatnonzero(new).astype(np.int32)
+        return self._by_row(_repeated(runs, len(new)) - self.first_s)
+
+    def clicks(self, label_n: NDArray[np.int8], settle_ms: int) -> I32:
+        """Clicks on impressions that are more than `settle_ms` older, [n]."""
+        clicked = np.zeros(len(self.key_s) + 1, np.int32)
+        np.cumsum(label_n[self.place_s], out=clicked[1:])
+        until = np.searchsorted(self.key_s, self.key_s - settle_ms)
+        np.maximum(until, self.first_s, out=until)
+        return self._by_row(clicked[until] - clicked[self.first_s])
+
+    def age_ms(self) -> I64:
+        """Time since the first impression, [n]."""
+        age_n = np.empty(len(self.key_s), np.int64)
+        age_n[self.place_s] = self.key_s - self.key_s[self.first_s]
+        return age_n
+
+    def _by_row(self, values_s: I32) -> I32:
+        values_n = np.empty(len(values_s), np.int32)
+        values_n[self.place_s] = values_s
+        return values_n
 
 
-def past_counts(ids: Coded, rows: PredictionRows, order: I64, *, settle_ms: int) -> PastCounts:
-    """Impressions with a smaller time, clicks of those older than `settle_ms`, age.
+def past_of(ids: Coded, ts_ms_n: I64, order: I64, *, settle_ms: int) -> Past:
+    """Past of each id; `order` is the rows' order of time, clicks settle within `settle_ms`.
 
-    `order` is the rows' order of time. Raises InputError where times spread over millennia.
+    Raises InputError where times spread over millennia.
     """
     place = order[order_by_code(ids.code_n[order])]
-    entity, ts = ids.code_n[place].astype(np.int64), rows.ts_ms_n[place]
-    n = len(place)
-    start_of = np.ones(n, np.bool_)
-    np.not_equal(entity[1:], entity[:-1], out=start_of[1:])
-    starts = np.flatnonzero(start_of)
-    first = np.repeat(starts, np.diff(np.append(starts, n)))
-    key = ts - ts.min(initial=np.iinfo(np.int64).max)
-    span = int(key.max(initial=0)) + settle_ms + 1
+    key = ids.code_n[place].astype(np.int64)
+    new = np.ones(len(key), np.bool_)
+    np.not_equal(key[1:], key[:-1], out=new[1:])
+    first = _repeated(np.flatnonzero(new).astype(np.int32), len(key))
+    start_ms, end_ms = (int(ts_ms_n.min()), int(ts_ms_n.max())) if len(key) else (0, 0)
+    span = end_ms - start_ms + settle_ms + 1
     if span * (ids.count + 1) >= 1 << 62:
         raise InputError(
             f"prediction log: times spread over {span / DAY_MS:,.0f} days; expected milliseconds"
         )
-    key += entity * span
-    settled = np.concatenate(([0], np.cumsum(rows.label_n[place], dtype=np.int64)))
-    until = np.maximum(np.searchsorted(key, key - settle_ms), first)
-    clicks = settled[until] - settled[first]
-    del until, settled
-    new = start_of
-    new[1:] |= key[1:] != key[:-1]
-    runs = np.flatnonzero(new)
-    impressions = np.repeat(runs, np.diff(np.append(runs, n))) - first
-    out = PastCounts(
-        impressions_n=np.empty(n, np.int32),
-        clicks_n=np.empty(n, np.int32),
-        age_ms_n=np.empty(n, np.int64),
-    )
-    out.impressions_n[place] = impressions
-    out.clicks_n[place] = clicks
-    out.age_ms_n[place] = ts - ts[first]
-    return out
+    key *= span
+    key += ts_ms_n[place]
+    key -= start_ms
+    return Past(place_s=place, first_s=first, key_s=key)
 
 
-def causal_slices(
-    rows: PredictionRows, *, settle_ms: int
-) -> tuple[list[Slicing], NDArray[np.int32]]:
+def _repeated(starts: I32, n: int) -> I32:
+    """Start of the run that each place lies in."""
+    return np.repeat(starts, np.diff(np.append(starts, n)))
+
+
+def causal_slices(rows: PredictionRows, *, settle_ms: int) -> tuple[list[Slicing], I32]:
     """Slicings by what was known at the impression, and each row's impression index of its item."""
     order = np.argsort(rows.ts_ms_n, kind="stable")
-    items = past_counts(rows.item, rows, order, settle_ms=settle_ms)
+    items = past_of(rows.item, rows.ts_ms_n, order, settle_ms=settle_ms)
+    index_n = items.impressions()
+    clicks_n = items.clicks(rows.label_n, settle_ms)
     found = [
-        _binned("item exposures", items.impressions_n, _COUNTS, _COUNT_NAMES),
-        _binned("item clicks", items.clicks_n, _COUNTS, _COUNT_NAMES),
-        _binned("item age", items.age_ms_n, _AGES, _AGE_NAMES),
+        _binned("item exposures", index_n, _COUNTS, _COUNT_NAMES),
+        _binned("item clicks", clicks_n, _COUNTS, _COUNT_NAMES),
+        _binned("item age", items.age_ms(), _AGES, _AGE_NAMES),
     ]
-    index_n = items.impressions_n
-    del items
-    users = past_counts(rows.user, rows, order, settle_ms=settle_ms)
-    found.append(_binned("user impressions", users.impressions_n, _USER_COUNTS, _USER_COUNT_NAMES))
+    del items, clicks_n
+    users = past_of(rows.user, rows.ts_ms_n, order, settle_ms=settle_ms).impressions()
+    found.append(_binned("user impressions", users, _USER_COUNTS, _USER_COUNT_NAMES))
     if rows.history_len_n is not None:
         found.append(_binned("history length", rows.history_len_n, _LENGTHS, _LENGTH_NAMES))
     if rows.has_vector_n is not None:
@@ -130,7 +148,7 @@ def unrecorded(rows: PredictionRows) -> Mapping[str, str]:
 
 
 def _binned(
-    by: str, values_n: NDArray[np.int32] | I64, edges: tuple[int, ...], names: tuple[str, ...]
+    by: str, values_n: I32 | I64, edges: tuple[int, ...], names: tuple[str, ...]
 ) -> Slicing:
     code = np.searchsorted(np.array(edges), values_n, side="right").astype(np.uint8)
     return Slicing(by=by, values=names, code_n=code)

@@ -97,42 +97,61 @@ class Span:
         return np.asarray(expit(self.rows.logits[arm].astype(np.float64)))
 
 
-def span_of(rows: PredictionRows, options: EvaluationOptions, reasons: Reasons) -> Span:
+@dataclass(slots=True, kw_only=True)
+class Selection:
+    """Which rows are scored, and what only the whole log tells about them."""
+
+    keep_n: NDArray[np.bool_]
+    slicings: list[Slicing]
+    item_index_n: NDArray[np.int32]
+    first_hour: int
+    base_rate_H: F64
+    end_ms: int
+    warm_up_rows: int
+
+
+def select(rows: PredictionRows, options: EvaluationOptions, reasons: Reasons) -> Selection:
     """The rows after warm-up that every arm predicted; counters look at all rows of the log."""
     slicings, index_n = causal_slices(rows, settle_ms=options.window_ms)
     for name, why in unrecorded(rows).items():
         reasons[f"slices.{name}"] = why
-    keep = np.ones(len(rows), np.bool_)
+    keep = _scored(rows.ts_ms_n, options)
+    warm_up_rows = int((~keep).sum())
     for name, logit in rows.logits.items():
         finite = np.isfinite(logit)
         if not finite.all():
             reasons[f"predictions.{name}"] = f"{int((~finite).sum())} rows without a prediction"
         keep &= finite
-    scored = _scored(rows.ts_ms_n, options)
-    warm_up_rows = int((~scored).sum())
-    keep &= scored
-    end_ms = int(rows.ts_ms_n.max(initial=0)) if options.end_ms is None else options.end_ms
-    first_hour, rate_H = _base_rates(rows, options.window_ms)
-    if not keep.all():
-        rows = rows.take(keep)
-        slicings = [slicing.take(keep) for slicing in slicings]
-        index_n = index_n[keep]
-    slicings += field_slices(rows)
+    first_hour, base_rate_H = _base_rates(rows, options.window_ms)
+    last_ms = int(rows.ts_ms_n.max(initial=0))
+    return Selection(
+        keep_n=keep,
+        slicings=[slicing.take(keep) for slicing in slicings],
+        item_index_n=index_n[keep],
+        first_hour=first_hour,
+        base_rate_H=base_rate_H,
+        end_ms=last_ms if options.end_ms is None else options.end_ms,
+        warm_up_rows=warm_up_rows,
+    )
+
+
+def span_of(rows: PredictionRows, selection: Selection, options: EvaluationOptions) -> Span:
+    """Groupings of the selected rows; `rows` are those already."""
     days = windows(rows.ts_ms_n, DAY_MS, options.offset_ms)
     return Span(
         rows=rows,
-        slicings=slicings,
-        item_index_n=index_n,
+        slicings=selection.slicings + field_slices(rows),
+        item_index_n=selection.item_index_n,
         days=days,
         dates=dates(days, options.offset_ms),
         hours=hours(rows.ts_ms_n),
-        base_rate_H=rate_H,
-        hour_n=(rows.ts_ms_n // HOUR_MS - first_hour).astype(np.int32),
+        base_rate_H=selection.base_rate_H,
+        hour_n=(rows.ts_ms_n // HOUR_MS - selection.first_hour).astype(np.int32),
         slate_n=_slates(rows),
         user_batch_n=_user_batches(rows),
         user_day_n=pair_groups(rows.user.code_n, days.code_n)[0],
-        warm_up_rows=warm_up_rows,
-        unsettled_rows=int((rows.ts_ms_n + options.window_ms > end_ms).sum()),
+        warm_up_rows=selection.warm_up_rows,
+        unsettled_rows=int((rows.ts_ms_n + options.window_ms > selection.end_ms).sum()),
         _losses={},
     )
 

@@ -16,7 +16,7 @@ from stream.evaluation.decision import decide
 from stream.evaluation.options import EvaluationOptions
 from stream.evaluation.pairs import difference_of, pair_entry
 from stream.evaluation.rows import PredictionRows
-from stream.evaluation.span import Reasons, Span, missing_by_hour, span_of
+from stream.evaluation.span import Reasons, Span, missing_by_hour, select, span_of
 
 PAIRS_MAX = 28
 
@@ -29,11 +29,13 @@ def evaluate(rows: PredictionRows, options: EvaluationOptions | None = None) -> 
     options = EvaluationOptions() if options is None else options
     _check_names(rows, options)
     reasons = Reasons()
-    users = rows.user.count
-    span = span_of(rows, options, reasons)
+    selection = select(rows, options, reasons)
+    if not selection.keep_n.all():
+        # The name moves on, so that rows nobody else holds are freed before the scores need room.
+        rows = rows.take(selection.keep_n)
+    span = span_of(rows, selection, options)
     arms = [name for name in rows.logits if name not in options.placebos]
     _notes(rows, span, reasons)
-    del rows
     entries = [arm_entry(span, arm, options, reasons) for arm in arms]
     placebos = _placebos(span, arms, options, reasons) if len(span) else []
     pairs = []
@@ -47,7 +49,7 @@ def evaluate(rows: PredictionRows, options: EvaluationOptions | None = None) -> 
         "predict_at": options.predict_at,
         "rows": len(span),
         "positives": int(span.rows.label_n.sum(dtype=np.int64)),
-        "users": _present(span, users),
+        "users": int((np.bincount(span.rows.user.code_n) > 0).sum()) if len(span) else 0,
         "from_ms": int(times.min()) if len(span) else None,
         "to_ms": int(times.max()) if len(span) else None,
         "warm_up_rows": span.warm_up_rows,
@@ -90,10 +92,6 @@ def _notes(rows: PredictionRows, span: Span, reasons: Reasons) -> None:
     for name, count in rows.unmatched.items():
         if count:
             reasons[f"rows.unmatched.{name}"] = f"{count} rows are not in every log, left out"
-
-
-def _present(span: Span, users: int) -> int:
-    return int((np.bincount(span.rows.user.code_n, minlength=users) > 0).sum())
 
 
 def _pairs(arms: list[str], options: EvaluationOptions) -> list[tuple[str, str]]:
