@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -11,11 +10,12 @@ from pathlib import Path
 from typing import Any, ParamSpec
 
 import click
-from rich.console import Console
 
 from infra.errors import InputError
+from stream.commands import import_table
+from stream.commands.import_progress import summary, with_progress
 from stream.importers.globo import import_globo
-from stream.importers.import_config import ImportConfig, ImportCounts, Progress, unheard
+from stream.importers.import_config import ImportConfig, ImportCounts
 from stream.importers.kuairand import KuaiRandImportConfig, import_kuairand
 from stream.importers.mind import import_mind
 from stream.importers.movielens import MovieLensImportConfig, import_movielens
@@ -122,21 +122,4 @@ def _run(importer: Callable[..., ImportCounts], config_type: type[Any], given: A
         click.echo(summary(out, counts, time.monotonic() - started))
 
 
-def summary(out: Path, counts: ImportCounts, seconds: float) -> str:
-    """One line for a person."""
-    return (
-        f"{out}: {sum(counts.records.values()):,} records in {seconds:.1f} s "
-        f"({counts.impressions:,} impressions, {counts.clicks:,} clicks, "
-        f"{counts.organic:,} organic events, {counts.items:,} items)"
-    )
-
-
-def with_progress(out: Path, work: Callable[[Progress], Any]) -> Any:
-    """What `work` returns; it is told whom to report to. Raises InputError if unwritable."""
-    try:
-        if not sys.stderr.isatty():
-            return work(unheard)
-        with Console(stderr=True).status("reading the tables …") as status:
-            return work(lambda n: status.update(f"{n:,} records written …"))
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error})") from error
+command.add_command(import_table.command)
