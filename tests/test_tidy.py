@@ -49,6 +49,7 @@ SHELLS = (
     "stream.record_log",
     "stream.replay",
     "stream.report.page",
+    "stream.report.pages",
     "stream.scoring",
     "stream.validate",
     "stream.warm_up",

@@ -14,14 +14,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from infra import config as loader
-from infra.config_text import render
 from infra.errors import InputError
 from stream.commands.replay import offset_minutes, package_version, time_ms, wide_console
 from stream.composition import load_config
-from stream.config import Config
 from stream.replay.arms import Arm, distinct, placebos, published
 from stream.replay.compare import Pass, run_passes
 from stream.replay.report import write_json
+from stream.report.pages import write_pages
 
 LOG_SUFFIX = ".parquet"
 DEFAULT_THREADS = 2
@@ -199,29 +198,11 @@ def command(  # one parameter an option
     }  # fmt: skip
     evaluation = evaluated(passes, arms, options)
     content = report_of(evaluation, passes, options)
-    _write(report, content, first.config)
+    write_json(report / "report.json", content)
+    write_pages(content, report)
     console = wide_console()
     console.print(table_of(evaluation))
     for pair in evaluation["pairs"]:
         console.print(pair["decision"]["words"], highlight=False)
     click.echo(json.dumps({"report": str(report / "report.json"),
                            "page": str(report / "report.html")}))  # fmt: skip
-
-
-def _write(report: Path, content: dict[str, Any], first: Config) -> None:
-    from stream.evaluation import markdown
-    from stream.report.page import write_page
-
-    write_json(report / "report.json", content)
-    (report / "report.md").write_text(markdown(content["evaluation"]), encoding="utf-8")
-    base = loader.to_dict(first)
-    differences = [
-        f"# {name}\n" + "\n".join(loader.differences(base, config) or ["as the first"])
-        for name, config in content["configs"].items()
-    ]
-    write_page(
-        content["evaluation"], report / "report.html",
-        title="Comparison of " + ", ".join(content["configs"]),
-        config_text="\n\n".join([render(first), *differences]),
-        offset_minutes=content["options"]["offset_minutes"], version=content["version"],
-    )  # fmt: skip

@@ -23,7 +23,7 @@ from stream.config import Config
 from stream.evaluation import EvaluationOptions
 from stream.replay.report import counts_of, evaluation_of, write_json
 from stream.replay.runner import Replay, ReplayConfig, ReplayResult
-from stream.report.page import write_page
+from stream.report.pages import write_pages
 
 LEARNER_SEED = "seed"
 
@@ -99,6 +99,7 @@ def full_report(
         "snapshots": result.snapshots,
         "resumed_from": str(result.restored.ref) if result.restored.ref else None,
         "logs": result.source_ids,
+        "options": {"evaluate_from_ms": evaluate_from_ms, "offset_minutes": offset},
         "config": loader.to_dict(config),
         "seed": config.ranker.options.get(LEARNER_SEED, 1),
         "version": package_version(),
@@ -183,11 +184,9 @@ def command(  # one parameter an option
         content = full_report(result, evaluate_from_ms=start, offset=offset)
     finally:
         result.composition.close()
+    content["title"] = f"Replay of {logs[0].name}"
     write_json(report / "report.json", content)
-    write_page(
-        content["evaluation"], report / "report.html", title=f"Replay of {logs[0].name}",
-        config_text=render(config), offset_minutes=offset, version=content["version"],
-    )  # fmt: skip
+    write_pages(content, report)
     wide_console().print(table_of(content))
     click.echo(
         f"{content['samples']:,} samples from {content['events']:,} events, "

@@ -47,6 +47,7 @@
   const pause = () => new Promise((resume) => setTimeout(resume, 0));
 
   async function drawShown(again) {
+    delete root.dataset.drawn;
     for (const place of places) {
       const shown = !place.parentElement.hidden;
       if (shown && (again || !("drawn" in place.dataset))) {

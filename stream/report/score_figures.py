@@ -119,27 +119,31 @@ def reliability(arms: Sequence[Value], *, deviation: bool) -> Figure:
 
 
 def learning_curve(arms: Sequence[Value], metric: str) -> Figure:
-    """A score against the number of impressions that the item had before."""
+    """A score against the number of impressions that the item had before.
+
+    `n`: how many impressions there are, which is the same for all arms.
+    """
     data = []
-    last = 1
-    for i, arm in enumerate(arms):
-        rows = [row for row in arm["learning_curve"] if row.get("n")]
-        if not rows or (metric == "n" and i):
-            continue
-        last = max(last, *(row["k_to"] + 1 for row in rows))
-        single = metric == "n"
-        data.append({
-            "type": "bar" if single else "scatter",
-            "name": "all arms" if single else short_name(arm["name"]),
+    curves = [[row for row in arm["learning_curve"] if row.get("n")] for arm in arms]
+    last = max((row["k_to"] + 1 for rows in curves for row in rows), default=1)
+    for i, (arm, rows) in enumerate(zip(arms, curves, strict=True)):
+        trace = {
             "x": [_middle(row) for row in rows], "y": compact([row.get(metric) for row in rows]),
             "customdata": [[_range(row), row["n"]] for row in rows],
-            "hovertemplate": "impressions %{customdata[0]}: %{y:,} (n = %{customdata[1]:,})"
-            if single
-            else "impressions %{customdata[0]}: %{y:.4f} (n = %{customdata[1]:,})",
-            "marker": {"color": "@neutral" if single else arm_colour(i), "size": 7,
-                       "symbol": arm_symbol(i)},
-        } | ({"showlegend": False} if single else {"mode": "lines+markers",
-             "line": {"color": arm_colour(i), "width": 2.2, "dash": arm_dash(i)}}))  # fmt: skip
+        }  # fmt: skip
+        if metric == "n":
+            data.append(trace | {
+                "type": "bar", "marker": {"color": "@neutral"}, "showlegend": False,
+                "hovertemplate": "impressions %{customdata[0]} of an item: %{y:,}<extra></extra>",
+            })  # fmt: skip
+            break
+        data.append(trace | {
+            "type": "scatter", "mode": "lines+markers", "name": short_name(arm["name"]),
+            "line": {"color": arm_colour(i), "width": 2.2, "dash": arm_dash(i)},
+            "marker": {"color": arm_colour(i), "size": 7, "symbol": arm_symbol(i)},
+            "hovertemplate": "impressions %{customdata[0]} of an item: %{y:.4f}"
+            "<br>%{customdata[1]:,} impressions<extra>%{fullData.name}</extra>",
+        })  # fmt: skip
     ticks = [k for k in _K_TICKS if k < last]
     return figure(
         data,

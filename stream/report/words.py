@@ -82,8 +82,8 @@ def zone(offset_minutes: int) -> str:
 def local_time(ts_ms: float, offset_minutes: int) -> str:
     """`2022-04-30 13:00:00` at the offset: what Plotly reads as a time without a zone."""
     # Added to the epoch, as fromtimestamp refuses years that broken clocks write.
-    shifted = dt.timedelta(milliseconds=ts_ms, minutes=offset_minutes)
     try:
+        shifted = dt.timedelta(milliseconds=ts_ms, minutes=offset_minutes)
         return str((dt.datetime(1970, 1, 1) + shifted).replace(microsecond=0))  # noqa: DTZ001
     except OverflowError:
         return f"{ts_ms:.0f} ms"
