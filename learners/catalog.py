@@ -11,6 +11,8 @@ import msgspec
 
 from learners.baselines.base_rate import BaseRate, BaseRateConfig
 from learners.baselines.ftrl import Ftrl, FtrlConfig
+from learners.baselines.river_fm import RiverFm, RiverFmConfig
+from learners.baselines.river_logistic import RiverLogistic, RiverLogisticConfig
 from learners.baselines.smoothed_rates import SmoothedRates, SmoothedRatesConfig
 from learners.feature_spec import FeatureSpec
 from learners.learner import Learner
@@ -35,6 +37,8 @@ ENTRIES: Mapping[str, Entry] = {
     "smoothed_rates": Entry(config=SmoothedRatesConfig, builder=SmoothedRates),
     "base_rate": Entry(config=BaseRateConfig, builder=BaseRate),
     "ftrl": Entry(config=FtrlConfig, builder=Ftrl),
+    "river_logistic": Entry(config=RiverLogisticConfig, builder=RiverLogistic),
+    "river_fm": Entry(config=RiverFmConfig, builder=RiverFm),
     "published": Entry(config=PublishedConfig, builder=_published),
     "frozen": Entry(config=FrozenConfig, builder=_published),
 }

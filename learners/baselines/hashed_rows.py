@@ -117,3 +117,15 @@ def _merge_repeats(index_BL: I32, value_BL: F32) -> None:
                         value_BL[b, k] += value_BL[b, j]
                         value_BL[b, j] = 0
                         break
+
+
+def rows_as_dicts(index_BN: I32, value_BN: F32) -> list[dict[int, float]]:
+    """Each row without its constant, for models with an intercept; values of a bucket added up."""
+    rows = []
+    for index, value in zip(index_BN[:, 1:].tolist(), value_BN[:, 1:].tolist(), strict=True):
+        row: dict[int, float] = {}
+        for i, v in zip(index, value, strict=True):
+            if v:
+                row[i] = row.get(i, 0.0) + v
+        rows.append(row)
+    return rows

@@ -24,11 +24,15 @@ WITHOUT_WEIGHTS: Mapping[str, str] = {
 }
 """Learners whose logits do not follow the ids by weights of their own, each with its reason: a new
 learner is checked in full unless somebody decides otherwise."""
+SLOW = frozenset({"river_logistic", "river_fm"})
+"""Learners that take a second for a thousand samples: they are to learn from a few."""
 NETS = frozenset({"id_content"})
 """Learners around `NetLearner`: id tables of ours, content vectors, a seed."""
 OPTIONS: Mapping[str, Mapping[str, object]] = {
     "id_content": {"device": "cpu"},
     "ftrl": {"alpha": 0.3, "rows": {"bits": 12}},
+    "river_logistic": {"lr": 0.3, "drift": "adwin", "rows": {"bits": 12}},
+    "river_fm": {"lr": 0.3, "rows": {"bits": 12}},
     # A publication every fourth batch: between and during the steps of the checks.
     "published": {"options": {"device": "cpu"}, "every_ms": 240_000},
     "frozen": {"options": {"device": "cpu"}, "start_ms": START_MS + 210_000},
@@ -294,6 +298,12 @@ def check_learns_a_planted_signal(make: Make) -> None:
     assert np.mean(losses[-40:]) < np.mean(losses[:40]) - 0.08
 
 
+def check_learns_a_planted_signal_soon(make: Make) -> None:
+    learner, stream = make(), BatchMaker(small_spec())
+    losses = [float(learner.learn_many(stream.batch(40)).loss) for _ in range(40)]
+    assert np.mean(losses[-12:]) < np.mean(losses[:6]) - 0.05
+
+
 def check_seed_matters(make: Make) -> None:
     (a, stream), name = trained(make), "id_content"
     b, _ = trained(maker(name, seed=99))
@@ -380,7 +390,9 @@ NET = (
 def yield_checks(name: str) -> Iterator[Callable[[Make], None]]:
     """The checks that fit the learner `name`."""
     yield from EVERY_LEARNER
-    if name not in WITHOUT_WEIGHTS:
+    if name in SLOW:
+        yield check_learns_a_planted_signal_soon
+    elif name not in WITHOUT_WEIGHTS:
         yield check_learns_a_planted_signal
     if name in NETS:
         yield from NET

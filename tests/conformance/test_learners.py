@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 
 from learners import catalog
-from tests.conformance.learner_checks import NETS, OPTIONS, WITHOUT_WEIGHTS, maker, yield_checks
+from tests.conformance.learner_checks import (
+    NETS,
+    OPTIONS,
+    SLOW,
+    WITHOUT_WEIGHTS,
+    maker,
+    yield_checks,
+)
 
 CASES = [(name, check) for name in sorted(catalog.ENTRIES) for check in yield_checks(name)]
 
@@ -18,4 +25,4 @@ def test_learner(name, check):
 
 
 def test_checks_name_learners_that_exist():
-    assert set(catalog.ENTRIES) >= {*WITHOUT_WEIGHTS, *NETS, *OPTIONS}
+    assert set(catalog.ENTRIES) >= {*WITHOUT_WEIGHTS, *NETS, *SLOW, *OPTIONS}
