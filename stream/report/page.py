@@ -11,7 +11,8 @@ from string import Template
 
 from plotly.offline import get_plotlyjs
 
-from stream.report.sections import Card, Section, figures_of, sections_of
+from stream.report.layout import Card, Section, figures_of
+from stream.report.sections import sections_of
 from stream.report.theme import Figure
 from stream.report.words import MISSING, Value, count, escape, span
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
 
 from stream.report import score_figures, slice_figures, tables, time_figures
+from stream.report.layout import Card, Section
 from stream.report.theme import Figure
 from stream.report.words import (
     MINUS,
@@ -22,41 +20,6 @@ from stream.report.words import (
 )
 
 _DAYS_BESIDE = 7
-
-Choices = Sequence[tuple[str, Sequence[str]]]
-"""Of a card: for each control its name and its options."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Card:
-    """A plot with its title; of several `figures` the controls show one at a time.
-
-    `figures` are in the order of the product of the options, the last control fastest; a figure
-    without traces counts as nothing to show.
-    """
-
-    title: str
-    note: str = ""
-    choices: Choices = ()
-    figures: Sequence[Figure]
-
-    @property
-    def empty(self) -> bool:
-        """Whether no figure has any trace with a value in it."""
-        return not any(_has_values(figure) for figure in self.figures)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Section:
-    """`name` is its anchor. Where there is room, cards stand two in a row, or beside the words."""
-
-    name: str
-    title: str
-    lead: str = ""
-    html: str = ""
-    cards: Sequence[Card] = ()
-    after: str = ""
-    layout: Literal["wide", "two", "beside"] = "wide"
 
 
 def sections_of(value: Value, *, offset_minutes: int, config_text: str) -> list[Section]:
@@ -244,7 +207,8 @@ def _slices(arms: Sequence[Value], pairs: Sequence[Value]) -> Section:
         ),
         Card(
             title="Scores by slice",
-            note="States are those at the moment of the impression.",
+            note="States are those at the moment of the impression. Lines: 95 % intervals of "
+            "calibration and log loss. An open triangle lies beyond the axis.",
             choices=(("score", [name for name, _ in slice_figures.METRICS.values()]),),
             figures=[slice_figures.arm_slices(arms, key) for key in slice_figures.METRICS],
         ),
@@ -272,25 +236,26 @@ def _freshness(rows: Sequence[Value]) -> Section:
 
 
 def _placebo(rows: Sequence[Value]) -> Section:
-    if not rows:
-        return Section(name="placebo", title="Placebo")
-    named = [
-        (f"{short_name(row['arm'], 22)}<br>permutation {escape(row['permutation'])}", row["pair"])
-        for row in rows
-        if row.get("pair")
-    ]
+    paired = [row for row in rows if row.get("pair")]
+    against = {
+        "the same arm": [row for row in paired if row["pair"].get("b") == row["arm"]],
+        "other arms": [row for row in paired if row["pair"].get("b") != row["arm"]],
+    }
+    against = {name: some for name, some in against.items() if some}
     body = [
         (
             f"{escape(row['arm'])}, permutation {escape(row['permutation'])}",
             [
                 *(number(row["metrics"].get(key)) for key in ("log_loss", "ne", "auc")),
+                escape((row.get("pair") or {}).get("b", MISSING)),
                 signed((row.get("pair") or {}).get("mean"), 5),
                 interval(row.get("pair") or {}, 5),
             ],
         )
         for row in rows
     ]
-    heads = ("run", "log loss (nats)", "NE", "AUC", "difference (nats)", "95 % interval")
+    heads = ("placebo of", "log loss (nats)", "NE", "AUC", "against", "difference (nats)",
+             "95 % interval")  # fmt: skip
     return Section(
         name="placebo",
         title="Placebo",
@@ -298,11 +263,22 @@ def _placebo(rows: Sequence[Value]) -> Section:
         cards=[
             Card(
                 title="Difference in log loss",
-                figures=[score_figures.differences(named, ("placebo better", "placebo worse"))],
+                choices=(("against", list(against)),) if len(against) > 1 else (),
+                figures=[_placebo_figure(some) for some in against.values()],
             )
-        ],
-        after=tables.table(heads, body),
+        ]
+        if against
+        else (),
+        after=tables.table(heads, body) if body else "",
     )
+
+
+def _placebo_figure(rows: Sequence[Value]) -> Figure:
+    named = []
+    for row in rows:
+        who = f"{short_name(row['arm'], 22)}, permuted {escape(row['permutation'])}"
+        named.append((f"{who}<br>{MINUS} {short_name(row['pair']['b'], 22)}", row["pair"]))
+    return score_figures.differences(named, ("placebo better", "placebo worse"))
 
 
 def _health(value: Value, offset: int) -> Section:
@@ -350,23 +326,3 @@ def _config(text: str) -> Section:
         if text
         else "",
     )
-
-
-def _has_values(figure: Figure) -> bool:
-    return any(
-        value is not None for trace in figure["data"] for value in (*trace["x"], *trace["y"])
-    )
-
-
-def figures_of(sections: Iterable[Section]) -> str:
-    """JSON of all figures by their names, safe between script tags."""
-    found = {
-        f"{section.name}-{i}-{j}": {key: figure[key] for key in ("data", "layout")}
-        for section in sections
-        for i, card in enumerate(section.cards)
-        for j, figure in enumerate(card.figures)
-    }
-    text = json.dumps(found, allow_nan=False, separators=(",", ":"))
-    for sign in "<>&\u2028\u2029":
-        text = text.replace(sign, f"\\u{ord(sign):04x}")
-    return text

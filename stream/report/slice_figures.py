@@ -6,6 +6,7 @@ Makes Plotly's JSON from an evaluation; the slices themselves come from there.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -40,7 +41,7 @@ _ROW_PX = 23
 
 def pair_slices(pair: Value) -> Figure:
     """The paired difference in each slice, with its interval, grouped by what slices."""
-    rows = [row for row in pair["slices"] if row.get("mean") is not None]
+    rows = _telling([row for row in pair["slices"] if row.get("mean") is not None])
     colours = [verdict_colour(row) for row in rows]
     y, ticks, height = _rows_of(rows)
     data = []
@@ -68,35 +69,68 @@ def pair_slices(pair: Value) -> Figure:
 
 
 def arm_slices(arms: Sequence[Value], metric: str) -> Figure:
-    """A score of each arm in each slice, one dot an arm."""
-    data = []
-    layout = [row for arm in arms[:1] for row in arm["slices"]]
+    """A score of each arm in each slice, one dot an arm; calibration and loss with 95 % intervals.
+
+    What lies beyond the axis is an open triangle at its end.
+    """
+    layout = _telling([row for arm in arms[:1] for row in arm["slices"]])
     y, ticks, height = _rows_of(layout)
     place = {(row["by"], row["value"]): at for row, at in zip(layout, y, strict=True)}
-    seen = []
-    for i, arm in enumerate(arms):
-        rows = [
-            row
-            for row in arm["slices"]
-            if row.get(metric) is not None and (row["by"], row["value"]) in place
-        ]
-        seen += rows
+    known = [
+        [row for row in arm["slices"]
+         if row.get(metric) is not None and (row["by"], row["value"]) in place]
+        for arm in arms
+    ]  # fmt: skip
+    neutral = [1.0] if metric not in {"log_loss", "auc"} else []
+    reach = _reach([row for rows in known for row in rows], lambda row: (row[metric], *neutral))
+    low, high = reach or [0.0, 1.0]
+    data = []
+    for i, (arm, rows) in enumerate(zip(arms, known, strict=True)):
+        values = [row[metric] for row in rows]
         data.append({
             "type": "scatter", "mode": "markers", "name": short_name(arm["name"]),
-            "x": compact([row[metric] for row in rows]),
+            "x": compact([min(max(value, low), high) for value in values]),
             "y": [place[row["by"], row["value"]] for row in rows],
-            "marker": {"color": arm_colour(i), "symbol": arm_symbol(i), "size": 9},
+            "error_x": _noise(rows, metric, (low, high), arm_colour(i, 0.55)),
+            "marker": {
+                "color": arm_colour(i), "size": 9,
+                "symbol": ["triangle-left-open" if value < low else "triangle-right-open"
+                           if value > high else arm_symbol(i) for value in values],
+            },
             "text": [_hover(row, f"{METRICS[metric][0]} {row[metric]:.4f}") for row in rows],
             "hovertemplate": "%{text}<extra>%{fullData.name}</extra>",
         })  # fmt: skip
-    neutral = [upright(1.0)] if metric not in {"log_loss", "auc"} else []
     return figure(
         data,
-        x=axis(METRICS[metric][1], tickformat=".3~f", nticks=6,
-               range=_reach(seen, lambda row: (row[metric], 1.0 if neutral else None))),
+        x=axis(METRICS[metric][1], tickformat=".3~f", nticks=6, range=reach),
         y=ticks, height=height, margin={"l": 40, "r": 20, "t": 34, "b": 48},
-        hovermode="closest", shapes=neutral,
+        hovermode="closest", shapes=[upright(value) for value in neutral],
     )  # fmt: skip
+
+
+def _noise(
+    rows: Sequence[Value], metric: str, within: tuple[float, float], colour: str
+) -> dict[str, Any]:
+    """95 % intervals where a standard error is known; none for what lies beyond the axis."""
+
+    def error(row: Value) -> float | None:
+        if metric == "log_loss":
+            return row.get("standard_error")
+        if metric == "calibration" and row.get("positives"):
+            return float(((1 - row["positives"] / row["n"]) / row["positives"]) ** 0.5)
+        return None
+
+    half = [
+        1.96 * (error(row) or 0.0) if within[0] <= row[metric] <= within[1] else 0.0 for row in rows
+    ]
+    return {"type": "data", "array": compact(half), "visible": any(half), "color": colour,
+            "thickness": 1.2, "width": 0}  # fmt: skip
+
+
+def _telling(rows: Sequence[Value]) -> list[Value]:
+    """Slices but those that hold every impression: what has one value divides nothing."""
+    values = Counter(row["by"] for row in rows)
+    return [row for row in rows if values[row["by"]] > 1]
 
 
 def _rows_of(rows: Sequence[Value]) -> tuple[list[float], dict[str, Any], int]:

@@ -140,12 +140,7 @@ def _skipped(group: Value) -> str:
 def verdict(pair: Value, *, lead: bool) -> str:
     """A pair's decision in words, its difference with interval, and the rules behind it."""
     decision = pair.get("decision") or {}
-    accept = decision.get("accept")
-    state, label = {
-        True: ("good", "accept"),
-        False: ("bad", "do not accept"),
-        None: ("neutral", "undecided"),
-    }[accept]
+    state, label = _badge(decision)
     colour = {GOOD: "good", BAD: "bad"}.get(verdict_colour(pair), "neutral")
     tag = "h3" if not lead else "h3 class='lead'"
     facts = [
@@ -162,6 +157,15 @@ def verdict(pair: Value, *, lead: bool) -> str:
 <p class="facts">log loss of <b>{escape(pair["a"])}</b> minus log loss of
 <b>{escape(pair["b"])}</b>, paired; {"; ".join(facts)}</p>
 {_rules(decision.get("rules", ()))}</article>"""
+
+
+def _badge(decision: Value) -> tuple[str, str]:
+    """How a decision is marked: its winner, or that the better one failed a rule, or neither."""
+    if decision.get("winner") is not None:
+        return "good", f"winner: {escape(decision['winner'])}"
+    if decision.get("accept") is False:
+        return "bad", "not accepted"
+    return "neutral", "no difference shown"
 
 
 def _rules(rules: Iterable[Value]) -> str:

@@ -39,10 +39,11 @@ def evaluation(names=("id_content", "vw_history"), *, days=3, seed=7, paired=Tru
                 "arm": names[0],
                 "permutation": i,
                 "metrics": {"log_loss": 0.5868 + i * 2e-4, "ne": 0.8497, "auc": 0.7478 - i * 3e-4},
-                "pair": {"a": f"{names[0]} placebo {i}", "b": names[0]}
+                "pair": {"a": f"{names[0]} placebo {i}", "b": b}
                 | interval(0.0028 + i * 2e-4, 0.0006),
             }
-            for i in range(3)
+            for i in range(2)
+            for b in names[:2]
         ]
         if compared
         else [],

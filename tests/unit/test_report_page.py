@@ -6,8 +6,9 @@ import plotly.graph_objects as go
 import pytest
 
 from stream import cli
+from stream.report.layout import figures_of
 from stream.report.page import page_of, write_page
-from stream.report.sections import figures_of, sections_of
+from stream.report.sections import sections_of
 from stream.report.words import (
     count,
     duration,
@@ -89,10 +90,18 @@ def test_the_verdict_is_said_in_words_with_its_interval_and_rules():
     assert "– a placebo shows no gain not run" in text
 
 
-@pytest.mark.parametrize(("gain", "badge"), ((0.0072, "accept"), (-0.01, "do not accept")))
-def test_the_verdict_carries_its_decision(gain, badge):
+@pytest.mark.parametrize(
+    ("accept", "winner", "badge"),
+    (
+        (True, "id_content", "winner: id_content"),
+        (False, "vw_history", "winner: vw_history"),
+        (False, None, "not accepted"),
+        (None, None, "no difference shown"),
+    ),
+)
+def test_the_verdict_is_marked_with_its_decision(accept, winner, badge):
     value = evaluation()
-    value["pairs"][0]["decision"]["accept"] = gain > 0
+    value["pairs"][0]["decision"] |= {"accept": accept, "winner": winner}
     assert f">{badge}</p>" in page(value)
 
 
@@ -111,12 +120,12 @@ def test_what_has_no_value_is_a_dash_and_never_nan():
     value["pairs"][0]["decision"] |= {"accept": None, "winner": None}
     text = page(value)
     assert re.search(r"AUC</th><td class=\"num\">–</td><td class=\"num\">0\.7", text)
-    assert "undecided" in text
+    assert "no difference shown" in text
     # Plotly's own script has the word.
     assert "NaN" not in "".join(Reader(text).words) + json.dumps(figures(value))
 
 
-@pytest.mark.parametrize(("arms", "drawn"), ((("one",), 19), (("a", "b", "c"), 26)))
+@pytest.mark.parametrize(("arms", "drawn"), ((("one",), 19), (("a", "b", "c"), 27)))
 def test_every_figure_is_one_that_plotly_accepts(arms, drawn):
     """Plotly's own validation knows every attribute; colours are names of the style sheet."""
     found = figures(evaluation(arms, days=1))
@@ -205,6 +214,44 @@ def test_colours_of_differences_say_on_which_side_the_interval_lies():
         trace["marker"]["color"]: trace["x"] for trace in figures(value)["slices-0-0"]["data"]
     }
     assert colours == {"@good": [-2.0], "@bad": [2.0], "@neutral": [0.5]}
+
+
+def test_a_figure_without_values_says_so():
+    value = evaluation(("one",))
+    for row in (*value["arms"][0]["daily"], *value["arms"][0]["hourly"]):
+        row["auc"] = None
+    found = figures(value)
+    assert "no values" in found["time-0-4"]["layout"]["annotations"][0]["text"]
+    assert "no values" in found["time-0-5"]["layout"]["annotations"][0]["text"]
+    assert "annotations" not in found["time-0-0"]["layout"]
+
+
+def test_what_lies_beyond_the_axis_of_slices_is_marked_at_its_end():
+    value = evaluation(("a",))
+    rows = value["arms"][0]["slices"]
+    rows[0] |= {"calibration": 40.0, "share": 0.001}
+    figure = figures(value)["slices-0-0"]
+    high = figure["layout"]["xaxis"]["range"][1]
+    assert high < 2
+    trace = figure["data"][0]
+    assert (trace["x"][0], trace["marker"]["symbol"][0]) == (high, "triangle-right-open")
+    assert trace["error_x"]["array"][0] == 0
+    n, positives = rows[1]["n"], rows[1]["positives"]
+    half = 1.96 * ((1 - positives / n) / positives) ** 0.5
+    assert trace["error_x"]["array"][1] == pytest.approx(half, rel=1e-5)
+    assert "Calibration 40.0000" in trace["text"][0]
+
+
+def test_a_slicing_with_one_value_is_left_to_the_table():
+    value = evaluation(("a",))
+    rows = value["arms"][0]["slices"]
+    value["arms"][0]["slices"] = [
+        r for r in rows if (r["by"], r["value"]) != ("missing vector", "yes")
+    ]
+    labels = figures(value)["slices-0-0"]["layout"]["yaxis"]["ticktext"]
+    assert "<b>item age</b>" in labels
+    assert "<b>missing vector</b>" not in labels
+    assert "missing vector: no" in Reader(page(value)).text
 
 
 def test_what_comes_from_data_is_text_wherever_it_stands():
