@@ -75,12 +75,11 @@ def evaluated(passes: Sequence[Pass], arms: Sequence[Arm], options: dict[str, An
     """The evaluation of the passes' predictions; see docs/evaluation.md."""
     from stream.evaluation import EvaluationOptions, align, evaluate, read_rows
 
-    rows = align({f"pass {n}": read_rows(one.predictions) for n, one in enumerate(passes)})
     config = arms[0].config
     seconds = sum(one.seconds for one in passes)
     first_s = sum(one.from_first_impression_s for one in passes)
     return evaluate(
-        rows,
+        align({f"pass {n}": read_rows(one.predictions) for n, one in enumerate(passes)}),
         EvaluationOptions(
             label=config.ranker.label, predict_at=config.stream.predict_at,
             window_ms=config.label[config.ranker.label].window_ms,

@@ -70,16 +70,13 @@ def evaluation_of(path: Path, options: EvaluationOptions) -> dict[str, Any]:
     `metrics` and `daily` are those of the run's only arm; `from_ms` and `to_ms` are of all rows,
     scored or not. `reasons` tells of `metrics` and `daily` why a value is null.
     """
-    rows = read_rows(path, name=ARM)
-    times = rows.ts_ms_n
-    begin, end = (int(times.min()), int(times.max())) if len(times) else (None, None)
-    evaluation = evaluate(rows, options)
+    evaluation = evaluate(read_rows(path, name=ARM), options)
     (arm,) = evaluation["arms"]
     at = f"arms.{ARM}."
     own = {path.removeprefix(at): why for path, why in evaluation["reasons"].items()}
     return {
-        "from_ms": begin,
-        "to_ms": end,
+        "from_ms": evaluation["log_from_ms"],
+        "to_ms": evaluation["log_to_ms"],
         "evaluated": {
             "samples": evaluation["rows"],
             **{name: evaluation[name] for name in ("positives", "from_ms", "to_ms")},

@@ -23,7 +23,8 @@ from tests.support.prediction_rows import (
 OPTIONS = EvaluationOptions(window_ms=60_000, resamples=100)
 TOP = {
     "label", "predict_at", "rows", "positives", "users", "from_ms", "to_ms", "warm_up_rows",
-    "unsettled_rows", "arms", "pairs", "placebo", "freshness", "throughput", "missing", "reasons",
+    "unsettled_rows", "log_from_ms", "log_to_ms", "arms", "pairs", "placebo", "freshness",
+    "throughput", "missing", "reasons",
 }  # fmt: skip
 METRICS = {
     "log_loss", "ne", "ne_causal", "auc", "auc_daily_mean", "gauc_request", "gauc_user_batch",
@@ -136,6 +137,7 @@ def test_warm_up_is_left_out_of_scores_but_not_of_counters():
     assert value["rows"] == late.sum()
     assert value["warm_up_rows"] == (~late).sum()
     assert value["from_ms"] >= start
+    assert (value["log_from_ms"], value["log_to_ms"]) == (log["ts_ms"].min(), log["ts_ms"].max())
     expected = log_losses(log["logit"][late], log["label"][late]).mean()
     assert value["arms"][0]["metrics"]["log_loss"] == pytest.approx(expected)
     fresh = next(e for e in of_slice(value["arms"][0], "item exposures") if e["value"] == "1-9")
