@@ -59,6 +59,7 @@ class Selector:
 @click.option("--prior-weight", default=100.0, show_default=True,
               help="Impressions that pull the reward model's rates to their mean.")  # fmt: skip
 @click.option("--seed", default=1, show_default=True, help="Of the resampling.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Write it as JSON.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(  # one parameter an option
     *,
@@ -73,6 +74,7 @@ def command(  # one parameter an option
     blocks: str,
     prior_weight: float,
     seed: int,
+    out: Path | None,
     as_json: bool,
 ) -> None:
     """Estimate the value of another policy from record LOGS whose impressions have propensities.
@@ -99,8 +101,14 @@ def command(  # one parameter an option
     if not rows.any() or (own_rows is not None and not own_rows.any()):
         raise InputError("no impression is left: --where excludes all of --logged or of --target")
     result = _evaluated(actions, rows, own_rows, cells, blocks, prior_weight, config)
+    text = json.dumps(result, indent=2)
+    if out is not None:
+        try:
+            out.write_text(text + "\n")
+        except OSError as error:
+            raise InputError(f"--out {out}: cannot be written ({error})") from error
     if as_json:
-        click.echo(json.dumps(result, indent=2))
+        click.echo(text)
     else:
         _show(result)
 

@@ -126,7 +126,7 @@ def _requests(source: Path, config: ImportConfig) -> _Requests:
 def _times(texts: list[str], path: Path) -> pa.Array:
     try:
         times = [dt.datetime.strptime(text, "%m/%d/%Y %I:%M:%S %p") for text in texts]  # noqa: DTZ007 - the publisher names no zone
-    except ValueError as error:
+    except (ValueError, TypeError) as error:  # a column of ISO dates is read as dates
         raise InputError(
             f"{path}: expected times such as 11/11/2019 9:05:58 AM ({error})"
         ) from error
