@@ -254,13 +254,13 @@ def _slates(
     propensity_RS = np.empty((n, config.slate))
     left_R = np.ones(n)
     for s in range(config.slate):
-        todo = np.arange(n)
-        while len(todo):
-            drawn = np.searchsorted(edges_L, rng.random(len(todo)), side="right")
+        rest = np.arange(n)
+        while len(rest):
+            drawn = np.searchsorted(edges_L, rng.random(len(rest)), side="right")
             drawn = np.minimum(drawn, len(live) - 1)
-            fresh = (place_RS[todo, :s] != drawn[:, None]).all(axis=1)
-            place_RS[todo[fresh], s] = drawn[fresh]
-            todo = todo[~fresh]
+            fresh = (place_RS[rest, :s] != drawn[:, None]).all(axis=1)
+            place_RS[rest[fresh], s] = drawn[fresh]
+            rest = rest[~fresh]
         chosen_R = share_L[place_RS[:, s]]
         propensity_RS[:, s] = chosen_R / left_R
         left_R = left_R - chosen_R

@@ -71,7 +71,7 @@ def config_of(name: str = "id_content", **changes: Any) -> Config:
     """The synthetic preset for short streams with the learner `name`.
 
     `features` and `counters` keep those of these names (None: all); `options` are the learner's;
-    `items` and `stream` change settings of these tables.
+    `items` and `stream` change settings of these tables; `plain_counts` turns decay off.
     """
     table = loader.to_dict(load_config("synthetic", ()))
     for what in ("feature", "counter"):
@@ -80,6 +80,9 @@ def config_of(name: str = "id_content", **changes: Any) -> Config:
             table[what] = [one for one in table[what] if one["name"] in kept]
     for one in table["feature"]:
         one["dim"] = 8
+    if changes.pop("plain_counts", False):
+        for one in table["counter"]:
+            one["half_life_hours"] = 0
     table["report"] = {"fields": []}
     table["stream"] |= {"batch_size": 256, "linger_ms": 3_600_000}
     table["ranker"] |= {"name": name, "options": changes.pop("options", {})}
