@@ -39,6 +39,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "replay": ("stream.commands.replay", "Run record logs through the pipeline; write a report."),
     "compare": ("stream.commands.compare", "Say which configuration predicts better, how surely."),
     "report": ("stream.commands.report", "Make the page and the text of finished runs again."),
+    "pretrain": ("stream.commands.pretrain", "Learn item vectors from recorded behaviour."),
     "ope": ("stream.commands.ope", "Judge another policy by a log with propensities."),
     "score": ("stream.commands.score", "Score impressions with a snapshot."),
     "snapshot": ("stream.commands.snapshot", "List, show and verify snapshots."),

@@ -16,7 +16,10 @@ from numpy.typing import NDArray
 
 from embeddings.embedder import Embedder, EmbedderConfig
 from embeddings.encoders.attributes import AttributeEncoder
+from embeddings.encoders.protocol import Encoder
+from embeddings.encoders.table import TableEncoder
 from embeddings.vector_cache import VectorCacheConfig
+from embeddings.vector_file import read_vector_file
 from embeddings.vector_store import RocksVectorStore, RocksVectorStoreConfig
 from embeddings.vectors import MemoryVectorStore, VectorStore
 from infra import config as loader
@@ -73,8 +76,19 @@ def load_config(file: str | None, overrides: tuple[str, ...]) -> Config:
 
 
 def embedder_of(config: Config) -> Embedder:
-    """The embedder of a configuration: pure, so that replay and worker give the same vectors."""
-    encoder = AttributeEncoder(config.items.encoder())
+    """The embedder of a configuration: pure, so that replay and worker give the same vectors.
+
+    Raises InputError where `items.vectors_file` cannot be used.
+    """
+    encoder: Encoder = AttributeEncoder(config.items.encoder())
+    if config.items.vectors_file:
+        file = read_vector_file(Path(config.items.vectors_file))
+        if file.dim != config.items.dim:
+            raise InputError(
+                f"items.vectors_file {config.items.vectors_file}: its vectors have {file.dim} "
+                f"numbers, but items.dim is {config.items.dim}; set items.dim={file.dim}"
+            )
+        encoder = TableEncoder(file)
     settings = EmbedderConfig(dtype=config.items.dtype, supplied=config.items.supplied)
     return Embedder(encoder, settings)
 

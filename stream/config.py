@@ -110,11 +110,13 @@ class ItemsConfig:
     """Item content to vectors. `dim` 0 turns content off.
 
     `supplied` names the vector of an item event that is used instead of an encoded one.
+    `vectors_file`: a file of item vectors by id, which stands for the encoder.
     """
 
     dim: int = 128
     seed: int = 0
     supplied: str = ""
+    vectors_file: str = ""
     attributes: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
     numeric: tuple[str, ...] = ()

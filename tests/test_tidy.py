@@ -18,6 +18,7 @@ FILE_LINES_MAX = 400
 LONG_FILES = {"stream/kernels.py": 800}
 # Modules that may know Kafka, files, clocks or SDKs. All others are the pure core: pyproject.toml.
 SHELLS = (
+    "embeddings.vector_file",
     "embeddings.vector_store",
     "infra.broker_process",
     "infra.clock",
@@ -41,6 +42,7 @@ SHELLS = (
     "stream.demo",
     "stream.event_schemas",
     "stream.importers",
+    "stream.interactions",
     "stream.kafka",
     "stream.ledger_check",
     "stream.logged_actions",

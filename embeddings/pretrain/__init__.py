@@ -1,0 +1,1 @@
+"""Learning from recorded behaviour what items people find alike."""

@@ -1,0 +1,15 @@
+"""`millrace pretrain`: groups the ways of learning vectors from recorded behaviour."""
+
+from __future__ import annotations
+
+import click
+
+from stream.commands.pretrain_behaviour import behaviour
+
+
+@click.group("pretrain")
+def command() -> None:
+    """Learn from record logs what items people find alike."""
+
+
+command.add_command(behaviour)
