@@ -64,12 +64,14 @@ def daily(span: Span, table: ArmTable, reasons: Reasons, at: str) -> list[dict[s
     """Scores of each local day."""
     sums = table.sums(span.days.code_n, len(span.days))
     ranked = table.rank(span.days.code_n, len(span.days))
+    unsettled = span.unsettled_by(span.days)
     found = []
     for d, date in enumerate(span.dates):
         day = sums.at(d)
         scores = {**_loss_scores(day), "auc": ranked[d], "ctr": day.rate}
         values = {n: reasons.value(s, f"{at}.daily.{date}.{n}") for n, s in scores.items()}
-        found.append({"date": date, "samples": day.n, "positives": int(day.label), **values})
+        counts = {"samples": day.n, "positives": int(day.label), "unsettled": unsettled[d]}
+        found.append({"date": date, **counts, **values})
     return found
 
 
@@ -77,14 +79,14 @@ def hourly(span: Span, table: ArmTable, reasons: Reasons, at: str) -> list[dict[
     """Scores of each hour (of several where the log is long); windows of one class are counted."""
     sums = table.sums(span.hours.code_n, len(span.hours))
     ranked = table.rank(span.hours.code_n, len(span.hours))
+    unsettled = span.unsettled_by(span.hours)
     found = []
     for h, start_ms in enumerate(span.hours.start_ms_G):
         hour = sums.at(h)
         scores = {**_loss_scores(hour), "auc": ranked[h]}
         values = {n: None if isinstance(s, Undefined) else s for n, s in scores.items()}
-        found.append(
-            {"ts_ms": int(start_ms), "samples": hour.n, "positives": int(hour.label), **values}
-        )
+        counts = {"samples": hour.n, "positives": int(hour.label), "unsettled": unsettled[h]}
+        found.append({"ts_ms": int(start_ms), **counts, **values})
     _count_nulls(found, f"{at}.hourly", reasons)
     return found
 

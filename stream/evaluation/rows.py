@@ -23,6 +23,9 @@ I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
 
 _REQUIRED = ("request_id", "item_id", "user_id", "ts_ms", "label")
+MISSING = int(np.iinfo(np.int64).min)
+"""Stands for an integer field's value that an impression lacks."""
+
 _ARM = "logit."
 _FIELD = "field."
 
@@ -143,6 +146,8 @@ def _read(file: pq.ParquetFile, path: Path, name: str) -> PredictionRows:
 
     def column(which: str) -> pa.Array:
         chunks = file.read(columns=[which]).column(0)
+        if chunks.null_count and which.startswith(_FIELD):
+            chunks = chunks.fill_null("missing" if pa.types.is_string(chunks.type) else MISSING)
         if chunks.null_count:
             raise InputError(f"prediction log '{path}': column '{which}' has empty values")
         return chunks.combine_chunks() if chunks.num_chunks != 1 else chunks.chunk(0)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from infra.errors import InputError
 from stream.evaluation.grouping import DAY_MS, HOUR_MS, order_by_code
-from stream.evaluation.rows import Coded, PredictionRows
+from stream.evaluation.rows import MISSING, Coded, PredictionRows
 
 I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
@@ -22,7 +22,6 @@ U8 = NDArray[np.uint8]
 
 FIELD_VALUES_MAX = 20
 REST = "rest"
-MISSING = int(np.iinfo(np.int64).min)
 
 _COUNTS = (1, 10, 100, 1_000)
 _COUNT_NAMES = ("0", "1-9", "10-99", "100-999", ">=1000")

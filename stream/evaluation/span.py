@@ -76,12 +76,22 @@ class Span:
     user_batch_n: NDArray[Any] | None
     user_day_n: NDArray[Any]
     warm_up_rows: int
-    unsettled_rows: int
+    unsettled_n: NDArray[np.bool_]
     _losses: dict[str, F64]
 
     def __len__(self) -> int:
         """Number of rows."""
         return len(self.rows)
+
+    @property
+    def unsettled_rows(self) -> int:
+        """Rows whose label window ends after the log."""
+        return int(self.unsettled_n.sum())
+
+    def unsettled_by(self, of: Windows) -> list[int]:
+        """The same by window of time."""
+        counts = np.bincount(of.code_n[self.unsettled_n], minlength=len(of))
+        return [int(count) for count in counts]
 
     def losses(self, arm: str) -> F64:
         """Loss of each row in nats, kept while that takes little memory."""
@@ -151,7 +161,7 @@ def span_of(rows: PredictionRows, selection: Selection, options: EvaluationOptio
         user_batch_n=_user_batches(rows),
         user_day_n=pair_groups(rows.user.code_n, days.code_n)[0],
         warm_up_rows=selection.warm_up_rows,
-        unsettled_rows=int((rows.ts_ms_n + options.window_ms > selection.end_ms).sum()),
+        unsettled_n=rows.ts_ms_n + options.window_ms > selection.end_ms,
         _losses={},
     )
 

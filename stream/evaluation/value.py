@@ -38,7 +38,7 @@ def evaluate(rows: PredictionRows, options: EvaluationOptions | None = None) -> 
         rows = rows.take(selection.keep_n)
     span = span_of(rows, selection, options)
     arms = [name for name in rows.logits if name not in options.placebos]
-    _notes(rows, span, reasons)
+    _notes(rows, span, options, reasons)
     entries = [arm_entry(span, arm, options, reasons) for arm in arms]
     placebos = _placebos(span, arms, options, reasons) if len(span) else []
     pairs = []
@@ -84,13 +84,13 @@ def _check_names(rows: PredictionRows, options: EvaluationOptions) -> None:
         raise InputError("evaluation: a placebo can not be the reference or the only arm")
 
 
-def _notes(rows: PredictionRows, span: Span, reasons: Reasons) -> None:
+def _notes(rows: PredictionRows, span: Span, options: EvaluationOptions, reasons: Reasons) -> None:
     if span.unsettled_rows:
         reasons["unsettled_rows"] = (
             f"the label windows of {span.unsettled_rows} rows end after the log: "
             "their clicks may be missing"
         )
-    if rows.ahead:
+    if rows.ahead and options.predict_at == "impression":
         reasons["rows.ahead"] = (
             f"{rows.ahead} rows were predicted by weights with labels from after the impression"
         )

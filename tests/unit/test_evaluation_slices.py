@@ -1,11 +1,13 @@
 """Slices know the past alone: against a loop over all earlier rows, and on logs cut short."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from infra.errors import InputError
-from stream.evaluation.slices import MISSING, causal_slices, field_slices, unrecorded
-from tests.support.prediction_rows import HOUR_MS, START_MS, columns, rows_of, some
+from stream.evaluation.rows import MISSING, read_rows
+from stream.evaluation.slices import causal_slices, field_slices, unrecorded
+from tests.support.prediction_rows import HOUR_MS, START_MS, columns, rows_of, some, write
 
 SETTLE_MS = 20 * 60_000
 
@@ -102,6 +104,16 @@ def test_fields_keep_their_most_frequent_values():
     assert len(slicing.values) == 21
     counts = np.bincount(slicing.code_n)
     assert (counts[0], counts[20]) == (300, 500 - 300 - 19)
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    (([7, None, 7, None, 9], pa.int64()), (["7", None, "7", None, "9"], pa.string())),
+)
+def test_fields_may_lack_values(tmp_path, values, kind):
+    log = columns(5) | {"field.tab": pa.array(values, kind)}
+    slicing = field_slices(read_rows(write(log, tmp_path / "log.parquet")))[0]
+    assert names(slicing) == ["7", "missing", "7", "missing", "9"]
 
 
 def test_what_is_not_recorded_is_said():

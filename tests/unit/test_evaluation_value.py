@@ -60,10 +60,10 @@ def test_the_value_has_the_agreed_form():
     assert set(arm["groups"]) == {"gauc_request", "gauc_user_batch", "gauc_user_day", "slates"}
     assert set(arm["reliability"][0]) == {"n", "predicted", "observed", "low", "high"}
     assert set(arm["daily"][0]) == {
-        "date", "samples", "positives", "log_loss", "ne", "auc", "calibration", "ctr",
+        "date", "samples", "positives", "unsettled", "log_loss", "ne", "auc", "calibration", "ctr",
     }  # fmt: skip
     assert set(arm["hourly"][0]) == {
-        "ts_ms", "samples", "positives", "log_loss", "ne", "auc", "calibration",
+        "ts_ms", "samples", "positives", "unsettled", "log_loss", "ne", "auc", "calibration",
     }  # fmt: skip
     assert set(arm["learning_curve"][0]) == {"k_from", "k_to", "n", "log_loss", "calibration"}
     assert set(arm["slices"][0]) == {
@@ -160,6 +160,10 @@ def test_rows_whose_window_ends_after_the_log_are_flagged():
     unsettled = log["ts_ms"] > end - window
     assert value["unsettled_rows"] == unsettled.sum() > 0
     assert str(unsettled.sum()) in value["reasons"]["unsettled_rows"]
+    for entries in (value["arms"][0]["hourly"], value["arms"][0]["daily"]):
+        assert sum(entry["unsettled"] for entry in entries) == unsettled.sum()
+    flagged = [h["ts_ms"] for h in value["arms"][0]["hourly"] if h["unsettled"]]
+    assert min(flagged) + HOUR_MS > end - window
     settled = evaluate(rows_of(log), EvaluationOptions(window_ms=window, end_ms=end + window))
     assert settled["unsettled_rows"] == 0
     assert "unsettled_rows" not in settled["reasons"]
@@ -398,3 +402,5 @@ def test_markdown_holds_the_figures_and_escapes_names():
 def test_an_early_prediction_by_later_weights_is_reported():
     value = evaluate(rows_of(columns(50), ahead=3), OPTIONS)
     assert value["reasons"]["rows.ahead"].startswith("3 rows")
+    at_settle = evaluate(rows_of(columns(50), ahead=50), EvaluationOptions(predict_at="settle"))
+    assert "rows.ahead" not in at_settle["reasons"]
