@@ -86,7 +86,8 @@ class SnapshotStore(SnapshotReader):
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not self.epochs.is_dir():
-                self._files.make_dir(self.epochs)
+                with contextlib.suppress(FileExistsError):  # another process was first
+                    self._files.make_dir(self.epochs)
                 self._files.sync(self.folder)
             hidden = self.epochs / f".claim-{uuid.uuid4().hex}"
             self._files.make_dir(hidden)

@@ -250,6 +250,20 @@ def test_epochs_are_claimed_once_each(tmp_path):
     assert sorted(claimed) == list(range(1, 41))
 
 
+def test_two_first_owners_do_not_trip_over_the_folder(tmp_path, monkeypatch):
+    """Both see that there is no folder of epochs yet; the slower one finds it made."""
+    store = SnapshotStore(tmp_path)
+    make_dir = store._files.make_dir
+
+    def beaten(path):
+        make_dir(path)
+        if path == store.epochs:
+            raise FileExistsError(path)
+
+    monkeypatch.setattr(store._files, "make_dir", beaten)
+    assert store.claim_epoch(None) == 1
+
+
 def test_a_worker_that_lost_its_place_is_told_and_its_writes_are_not_looked_at(store):
     first = store.claim_epoch(None)
     loaded = write(store, first, 10)
