@@ -65,7 +65,8 @@ unit: $(READY) ## unit tests
 
 .PHONY: check
 check: lint types layers ## all that is fast: format, lint, types, layers, tidy, unit, property
-	$(PYTEST) -m "not slow" tests/test_tidy.py tests/test_docs.py tests/unit tests/golden tests/property
+	$(PYTEST) -n 2 --dist loadfile -m "not slow" \
+		tests/test_tidy.py tests/test_docs.py tests/unit tests/golden tests/property
 
 .PHONY: test
 test: lint types layers ## everything, with the real broker where Java and Maven are there
