@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from infra import config as loader
 from infra.errors import InputError
 from stream.commands.replay import offset_minutes, package_version, time_ms, wide_console
 from stream.composition import load_config
-from stream.replay.arms import Arm, distinct, placebos, published
+from stream.replay.arms import Arm, differ_in_content_only, distinct, placebos, published
 from stream.replay.compare import Pass, run_passes
 from stream.replay.report import write_json
 from stream.report.pages import write_pages
@@ -89,6 +90,9 @@ def evaluated(passes: Sequence[Pass], arms: Sequence[Arm], options: dict[str, An
             placebos={
                 arm.name: (arm.name.rpartition(" placebo ")[0], arm.permutation)
                 for arm in arms if arm.permutation is not None
+            },
+            content_treatments={
+                (a.name, b.name) for a, b in combinations(arms, 2) if differ_in_content_only(a, b)
             },
             sync_ms=_waits(arms, passes[0].log_end_ms - (options["evaluate_from_ms"] or 0)),
             reference=arms[0].name if any(arm.sync_ms is not None for arm in arms) else None,

@@ -25,13 +25,14 @@ _RULES = (
 def decide(
     pair: Mapping[str, Any],
     calibration: Mapping[str, float | None],
-    placebos: Sequence[Mapping[str, Any]] = (),
+    placebos: Sequence[Mapping[str, Any]] | None = (),
 ) -> dict[str, Any]:
     """Decision on a pair entry: {accept, winner, rules, words}.
 
     `accept` is about `a`: True where it may replace `b`, None where no difference is shown. The
     winner is the better arm that passes every rule that could be run. `placebos` are the
-    evaluation's placebo entries.
+    evaluation's placebo entries; None where the arms differ in more than content, so that a placebo
+    may well be better than the other arm.
     """
     better, other = (pair["a"], pair["b"]) if pair["mean"] <= 0 else (pair["b"], pair["a"])
     sign = 1.0 if better == pair["a"] else -1.0
@@ -130,9 +131,11 @@ def _calibration(arm: str, value: float | None) -> tuple[bool | None, str]:
 
 
 def _placebo(
-    better: str, other: str, placebos: Sequence[Mapping[str, Any]]
+    better: str, other: str, placebos: Sequence[Mapping[str, Any]] | None
 ) -> tuple[bool | None, str]:
     """A placebo of the better arm must not beat the other arm."""
+    if placebos is None:
+        return None, "not run: the arms differ in more than content"
     pairs = [p["pair"] for p in placebos if p["arm"] == better and p["pair"]["b"] == other]
     pairs = [pair for pair in pairs if pair["high"] is not None]
     if not pairs:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -40,6 +40,9 @@ class EvaluationOptions:
     """Arm that all others are compared with. None: every pair of arms, the earlier one first."""
     placebos: Mapping[str, tuple[str, int]] = field(default_factory=dict)
     """Arm -> (arm whose content it permutes, number of the permutation)."""
+    content_treatments: Collection[tuple[str, str]] | None = None
+    """Pairs of arms that differ in nothing but content: only there a placebo that gains speaks
+    against the better arm. None: every pair."""
     sync_ms: Mapping[str, int] = field(default_factory=dict)
     """Arm -> how long its weights wait for publication: a freshness curve of two or more."""
     throughput: Mapping[str, float | None] = field(default_factory=dict)

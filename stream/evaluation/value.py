@@ -45,7 +45,10 @@ def evaluate(rows: PredictionRows, options: EvaluationOptions | None = None) -> 
     for a, b in _pairs(arms, options) if len(span) else ():
         pair = pair_entry(span, a, b, options, reasons)
         calibration = {e["name"]: e["metrics"]["calibration"] for e in entries}
-        pairs.append(pair | {"decision": decide(pair, calibration, placebos)})
+        content = options.content_treatments
+        of_content = content is None or (a, b) in content or (b, a) in content
+        decision = decide(pair, calibration, placebos if of_content or not placebos else None)
+        pairs.append(pair | {"decision": decision})
     times = span.rows.ts_ms_n
     return {
         "label": options.label,

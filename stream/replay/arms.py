@@ -78,6 +78,12 @@ def placebos(arms: Iterable[Arm], permutations: int) -> list[Arm]:
     ]
 
 
+def differ_in_content_only(a: Arm, b: Arm) -> bool:
+    """Whether two arms differ in their item vectors, if at all."""
+    changed = loader.differences(loader.to_dict(a.config), loader.to_dict(b.config))
+    return all(line.startswith("items.") for line in changed)
+
+
 def published(arm: Arm, sync: str, *, start_ms: int, offset_ms: int) -> Arm:
     """The arm with weights that are published every `sync` (`10m`, `1h`, `1d`, `never`).
 

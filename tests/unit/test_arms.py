@@ -6,7 +6,15 @@ import pytest
 
 from infra.errors import InputError
 from stream.config import LabelConfig, RankerConfig
-from stream.replay.arms import Arm, distinct, groups, interval_ms, placebos, published
+from stream.replay.arms import (
+    Arm,
+    differ_in_content_only,
+    distinct,
+    groups,
+    interval_ms,
+    placebos,
+    published,
+)
 from tests.support.replays import ranked_config
 
 CONFIG = ranked_config()
@@ -38,6 +46,14 @@ def test_placebos_have_pipelines_of_their_own_by_permutation():
 
 def test_what_reads_no_vectors_has_no_placebo():
     assert placebos([arm("a", items=replace(CONFIG.items, dim=0))], 2) == []
+
+
+def test_arms_that_differ_in_their_item_vectors_only_are_known():
+    without = arm("b", items=replace(CONFIG.items, dim=0))
+    assert differ_in_content_only(arm("a"), without)
+    stream = replace(CONFIG.stream, batch_size=7)
+    assert not differ_in_content_only(arm("a"), arm("c", stream=stream))
+    assert not differ_in_content_only(without, arm("d", ranker=RankerConfig(name="base_rate")))
 
 
 @pytest.mark.parametrize(

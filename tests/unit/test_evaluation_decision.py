@@ -129,6 +129,12 @@ def test_two_thirds_of_the_days_suffice_and_one_day_says_nothing():
     assert decision["accept"] is True
 
 
+def test_where_more_than_content_differs_a_placebo_may_gain():
+    decision = decide(BETTER, CALIBRATION, None)
+    assert (decision["accept"], decision["rules"][4]["passed"]) == (True, None)
+    assert decision["rules"][4]["detail"] == "not run: the arms differ in more than content"
+
+
 def test_placebos_of_other_arms_or_against_others_do_not_count():
     for wrong in (PLACEBO | {"arm": "old"}, PLACEBO | {"pair": PLACEBO["pair"] | {"b": "third"}}):
         assert passed(decide(BETTER, CALIBRATION, [wrong]))[4] is None

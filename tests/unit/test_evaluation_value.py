@@ -299,6 +299,13 @@ def test_placebos_stand_beside_the_arms_and_feed_the_decision():
     assert value["placebo"][0]["metrics"]["log_loss"] > value["arms"][0]["metrics"]["log_loss"]
     assert value["pairs"][0]["decision"]["rules"][4]["passed"] is True
 
+    def rule(**given):
+        found = evaluate(rows_of(log), EvaluationOptions(resamples=20, placebos=names, **given))
+        return found["pairs"][0]["decision"]["rules"][4]
+
+    assert rule(content_treatments={("b", "a")})["passed"] is True
+    assert rule(content_treatments=())["detail"] == "not run: the arms differ in more than content"
+
 
 def test_a_freshness_curve_compares_with_the_shortest_wait():
     log = columns(6_000, arms=("logit.x", "logit.y", "logit.z"), noise=(0.9, 0.2, 1.5))
