@@ -15,13 +15,15 @@ from numpy.typing import NDArray
 
 from infra.errors import InputError
 from stream.codec import ClickDecoder, ImpressionDecoder
-from stream.codec_spec import DecodeSpec, IdSource
+from stream.codec_spec import DecodeSpec, DenseSource, IdSource
 from stream.columns import I64, EventColumns, EventKind
 from stream.events import TopicRole
 from stream.keys import key_of, key_of_str, salt_of, salted
 from stream.record_log import RecordLog
 
 _CHUNK_RECORDS: Final = 16_384
+_PROPENSITY: Final = DenseSource(name="propensity", path="features.propensity")
+"""Columnar envelopes have no other place for it."""
 F64 = NDArray[np.float64]
 
 
@@ -29,7 +31,8 @@ F64 = NDArray[np.float64]
 class LoggedActions:
     """Distinct impressions, one row an item shown, in no particular order.
 
-    `request_n`, `user_n`, `item_n` keys; `propensity_n` NaN where none was logged; `reward_n` 1
+    `request_n`, `user_n`, `item_n` keys; `propensity_n` the shown item's field `propensity` or else
+    its feature of that name, NaN where none was logged; `reward_n` 1
     where a click of the label's kind came in time, else 0; `fields` keys by path, comparable with
     `value_keys`; `rejected` events that could not be used.
     """
@@ -58,7 +61,7 @@ def read_actions(
     names = dict.fromkeys(paths)
     ids = tuple(IdSource(name=path, path=path, salt=salt_of(path)) for path in names)
     try:
-        spec = DecodeSpec(role=TopicRole.IMPRESSIONS, ids=ids)
+        spec = DecodeSpec(role=TopicRole.IMPRESSIONS, ids=ids, dense=(_PROPENSITY,))
     except ValueError as error:
         raise InputError(str(error)) from error
     shown_decoder = ImpressionDecoder(spec)
@@ -103,29 +106,41 @@ def _joined(
         first
     ]
     propensity_n = np.concatenate(
-        [c.impressions.propensity_m[at] for c, at in zip(shown, place, strict=True)]
-    )[first]
+        [_propensities(c)[at] for c, at in zip(shown, place, strict=True)]
+    )
     user_n = np.concatenate([c.user_n[own] for c, own in zip(shown, rows, strict=True)])[first]
     pair_n = pair_n2[first]
     return LoggedActions(
         request_n=pair_n["request"],
         user_n=user_n,
         item_n=pair_n["item"],
-        propensity_n=propensity_n.astype(np.float64),
+        propensity_n=propensity_n[first],
         reward_n=_rewards(pair_n, ts_ms_n, clicks, window_ms),
         fields={path: ids_nF[:, f] for f, path in enumerate(paths)},
         rejected=rejected,
     )
 
 
-def _pairs(parts: list[EventColumns], rows: list[NDArray[np.bool_]]) -> NDArray[np.void]:
-    """Request and item of each row, as one comparable value."""
-    pairs = np.zeros(sum(int(own.sum()) for own in rows), [("request", "<i8"), ("item", "<i8")])
-    for name in ("request", "item"):
-        columns = [getattr(c, f"{name}_n")[own] for c, own in zip(parts, rows, strict=True)]
-        if columns:
-            pairs[name] = np.concatenate(columns)
+def _propensities(columns: EventColumns) -> F64:
+    """By impression row: the field, else the feature, else NaN."""
+    field_m = columns.impressions.propensity_m.astype(np.float64)
+    feature_m = columns.impressions.dense_mX[:, 0].astype(np.float64)
+    # A feature that is missing reads as 0, which no propensity of a shown item can be.
+    return np.where(np.isnan(field_m) & (feature_m != 0), feature_m, field_m)
+
+
+def pairs_of(request_n: I64, item_n: I64) -> NDArray[np.void]:
+    """Request and item of each row as one comparable value."""
+    pairs = np.zeros(len(request_n), [("request", "<i8"), ("item", "<i8")])
+    pairs["request"], pairs["item"] = request_n, item_n
     return pairs
+
+
+def _pairs(parts: list[EventColumns], rows: list[NDArray[np.bool_]]) -> NDArray[np.void]:
+    requests = [c.request_n[own] for c, own in zip(parts, rows, strict=True)]
+    items = [c.item_n[own] for c, own in zip(parts, rows, strict=True)]
+    none = np.zeros(0, np.int64)
+    return pairs_of(np.concatenate([none, *requests]), np.concatenate([none, *items]))
 
 
 def _rewards(

@@ -47,6 +47,7 @@ SHELLS = (
     "stream.ledger_check",
     "stream.logged_actions",
     "stream.metrics",
+    "stream.policy_file",
     "stream.prediction_log",
     "stream.record_log",
     "stream.replay",

@@ -23,6 +23,7 @@ from stream.evaluation.ope_policies import (
     uniform_policy,
 )
 from stream.logged_actions import LoggedActions, read_actions, value_keys
+from stream.policy_file import PolicyRows, read_policy
 
 UNIFORM = "uniform"
 
@@ -46,8 +47,8 @@ class Selector:
 @click.argument("logs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--logged", metavar="FIELD=VALUE",
               help="Rows of the logging policy, such as context.policy=random [all].")  # fmt: skip
-@click.option("--target", required=True, metavar="FIELD=VALUE",
-              help="Policy to judge: what these rows' policy did, or 'uniform'.")  # fmt: skip
+@click.option("--target", required=True, metavar="POLICY",
+              help="FIELD=VALUE, 'uniform' or FILE.parquet: the policy to judge.")  # fmt: skip
 @click.option("--where", multiple=True, metavar="FIELD=VALUE", help="Only these rows.")
 @click.option("--cell", "cells", multiple=True, metavar="FIELD",
               help="What the target's choice depends on, such as impression.position.")  # fmt: skip
@@ -79,8 +80,9 @@ def command(  # one parameter an option
 ) -> None:
     """Estimate the value of another policy from record LOGS whose impressions have propensities.
 
-    The target is what another policy did, on average in each cell, in the rows that `--target`
-    selects; their own mean reward is shown beside the estimates.
+    With --target FIELD=VALUE, such as context.policy=bts, the target is what another policy did, on
+    average in each cell, in the rows selected; their own mean reward is shown beside the estimates.
+    A file has its probability of each logged choice: request_id, item_id, probability.
     """
     try:
         config = OpeConfig(clip=clip, seed=seed)
@@ -89,7 +91,8 @@ def command(  # one parameter an option
     if prior_weight <= 0:
         raise InputError(f"--prior-weight: expected a number above 0, got {prior_weight}")
     selectors = [_selector("--where", text) for text in where]
-    own = None if target == UNIFORM else _selector("--target", target)
+    file = Path(target) if target.endswith(".parquet") else None
+    own = None if target == UNIFORM or file is not None else _selector("--target", target)
     chosen = None if logged is None else _selector("--logged", logged)
     used = [s.path for s in (*selectors, own, chosen) if s is not None]
     actions = read_actions(logs, [*used, *cells], label=label, window_ms=window_ms)
@@ -100,7 +103,12 @@ def command(  # one parameter an option
     own_rows = None if own is None else inside & own.rows(actions)
     if not rows.any() or (own_rows is not None and not own_rows.any()):
         raise InputError("no impression is left: --where excludes all of --logged or of --target")
-    result = _evaluated(actions, rows, own_rows, cells, blocks, prior_weight, config)
+    block_n = actions.user_n if blocks == "user" else actions.request_n
+    if file is None:
+        result = _by_cells(actions, rows, own_rows, cells, block_n, prior_weight, config)
+    else:
+        result = _by_file(actions, rows, read_policy(file, actions), block_n, config)
+    result |= {"blocks_by": blocks, "rejected": actions.rejected}
     text = json.dumps(result, indent=2)
     if out is not None:
         try:
@@ -120,18 +128,18 @@ def _selector(option: str, text: str) -> Selector:
     return Selector(path, value)
 
 
-def _evaluated(
+def _by_cells(
     actions: LoggedActions,
     rows: NDArray[np.bool_],
     own_rows: NDArray[np.bool_] | None,
     cells: tuple[str, ...],
-    blocks: str,
+    block_n: I64,
     prior_weight: float,
     config: OpeConfig,
 ) -> dict[str, Any]:
+    """A target of shares by cell: those of `own_rows`, or all equal without these."""
     cell_n, cell_count = _codes([actions.fields[path] for path in cells], len(actions))
     item_n, item_count = _codes([actions.item_n], len(actions))
-    block_n = actions.user_n if blocks == "user" else actions.request_n
     shape = {"cells": cell_count, "actions": item_count}
     target: CellPolicy
     if own_rows is None:
@@ -139,33 +147,50 @@ def _evaluated(
     else:
         target = empirical_policy(cell_n[own_rows], item_n[own_rows], **shape)
     known = target.known()[cell_n]
-    left_out = int((rows & ~known).sum())
-    rows = rows & known
-    if not rows.any():
+    used = rows & known
+    if not used.any():
         raise InputError("--cell: the target policy has no row in any cell of the logged ones")
-    cell_r, item_r, reward_r = cell_n[rows], item_n[rows], actions.reward_n[rows]
     logged_r, expected_r = cross_fitted_rates(
-        cell_r, item_r, reward_r, block_n[rows], target, prior_weight=prior_weight
-    )
+        cell_n[used], item_n[used], actions.reward_n[used], block_n[used], target,
+        prior_weight=prior_weight,
+    )  # fmt: skip
     made = LoggedRows(
-        reward_n=reward_r,
-        propensity_n=actions.propensity_n[rows],
-        target_n=target.share_CA[cell_r, item_r],
-        block_n=block_n[rows],
+        reward_n=actions.reward_n[used],
+        propensity_n=actions.propensity_n[used],
+        target_n=target.share_CA[cell_n[used], item_n[used]],
+        block_n=block_n[used],
         model_logged_n=logged_r,
         model_target_n=expected_r,
     )
     own = None
     if own_rows is not None:
         own = OnPolicyRows(reward_n=actions.reward_n[own_rows], block_n=block_n[own_rows])
-    result = off_policy(made, config, own)
-    return {
-        **result,
-        "blocks_by": blocks,
-        "cells": int(target.known().sum()),
-        "rows_without_target": left_out,
-        "rejected": actions.rejected,
-    }
+    left_out = int((rows & ~known).sum())
+    return {**off_policy(made, config, own), "rows_without_target": left_out}
+
+
+def _by_file(
+    actions: LoggedActions,
+    rows: NDArray[np.bool_],
+    policy: PolicyRows,
+    block_n: I64,
+    config: OpeConfig,
+) -> dict[str, Any]:
+    """A target, and perhaps a reward model, by row."""
+    used = rows & policy.known_n
+    if not used.any():
+        raise InputError("--target: the file has none of the logged requests and items")
+    model = (policy.model_logged_n, policy.model_target_n)
+    made = LoggedRows(
+        reward_n=actions.reward_n[used],
+        propensity_n=actions.propensity_n[used],
+        target_n=policy.probability_n[used],
+        block_n=block_n[used],
+        model_logged_n=None if model[0] is None else model[0][used],
+        model_target_n=None if model[1] is None else model[1][used],
+    )
+    left_out = int((rows & ~policy.known_n).sum())
+    return {**off_policy(made, config), "rows_without_target": left_out}
 
 
 def _codes(columns: list[I64], rows: int) -> tuple[I64, int]:
@@ -198,10 +223,15 @@ def _show(result: dict[str, Any]) -> None:
             f"block {w['top_block_share']:.1%}"
         )
     if result["rows_without_target"]:
-        console.print(f"left out: {result['rows_without_target']:,} rows of cells in which the "
-                      "target policy has none")  # fmt: skip
+        console.print(f"left out: {result['rows_without_target']:,} rows for which the target is "
+                      "not known")  # fmt: skip
+    for warning in result["warnings"]:
+        console.print(f"warning: {warning}", markup=False)
+    named: dict[str, list[str]] = {}
     for path, why in result["reasons"].items():
-        console.print(f"{path}: {why}", markup=False)
+        named.setdefault(why, []).append(path)
+    for why, paths in named.items():
+        console.print(f"{', '.join(paths)}: {why}", markup=False)
 
 
 def _number(value: float | None) -> str:

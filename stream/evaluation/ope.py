@@ -23,6 +23,11 @@ BLOCKS_MAX: Final = 20_000
 """More are joined at random into as many: the interval keeps its width, memory its bound."""
 _DRAWS_AT_ONCE: Final = 1_000_000
 
+_FAR: Final = (
+    "the mean weight is not 1: the target takes actions that the logging policy cannot take, or "
+    "probabilities or propensities are wrong; no estimate but dm can be trusted"
+)
+
 # Columns of sums over rows.
 _ROWS, _REWARD, _WEIGHT, _WEIGHTED, _MODEL, _DOUBLY, _OWN_ROWS, _OWN_REWARD = range(8)
 
@@ -92,10 +97,10 @@ def off_policy(
     sums = _Sums(rows, config, on_policy)
     total_1S = sums.of_all()
     few = "" if sums.blocks >= BLOCKS_MIN else f"fewer than {BLOCKS_MIN} blocks"
-    draws_RS = total_1S[:0] if broken or few else sums.resampled(config)
+    draws_RS = total_1S[:0] if few else sums.resampled(config)
     reasons: dict[str, str] = {}
 
-    def value(path: str, ratio: Callable[[F64], F64], why: str) -> dict[str, float | None]:
+    def value(path: str, ratio: Callable[[F64], F64], why: str) -> dict[str, Any]:
         if why:
             reasons[path] = why
             return {"value": None, "low": None, "high": None}
@@ -104,10 +109,15 @@ def off_policy(
             reasons[f"{path}.low"] = few or "most resamples have no row that counts"
         return {"value": float(ratio(total_1S)[0]), "low": low, "high": high}
 
+    needs = dict.fromkeys(("logged", "on_policy"), _no_rewards(rows)) | dict.fromkeys(
+        ESTIMATORS, broken
+    )
     names = ["logged", *ESTIMATORS, *(["on_policy"] if on_policy is not None else [])]
     result: dict[str, Any] = {"rows": len(rows), "blocks": sums.blocks, "clip": config.clip or None}
     with np.errstate(divide="ignore", invalid="ignore"):
-        result |= {name: value(name, _RATIOS[name], broken or sums.why_not(name)) for name in names}
+        result |= {
+            name: value(name, _RATIOS[name], needs[name] or sums.why_not(name)) for name in names
+        }
         if on_policy is not None:
             result["difference"] = {
                 name: value(
@@ -117,8 +127,10 @@ def off_policy(
                 )
                 for name in ESTIMATORS
             }
-    result["weights"] = {} if broken else weight_facts(rows, config.clip)
-    return {**result, "reasons": reasons}
+        mean = value("mean_weight", _RATIOS["mean_weight"], broken)
+    result |= {"mean_weight": mean, "weights": {} if broken else weight_facts(rows, config.clip)}
+    far = mean["low"] is not None and not mean["low"] <= 1 <= mean["high"]
+    return {**result, "warnings": [_FAR] if far and not config.clip else [], "reasons": reasons}
 
 
 def weight_facts(rows: LoggedRows, clip: float = 0.0) -> dict[str, Any]:
@@ -147,10 +159,15 @@ def weight_facts(rows: LoggedRows, clip: float = 0.0) -> dict[str, Any]:
     }
 
 
-def _unusable(rows: LoggedRows) -> str:
-    """Why no estimate can be made at all; empty if one can."""
+def _no_rewards(rows: LoggedRows) -> str:
+    """Why there is not even a mean reward; empty if there is one."""
     if not len(rows):
         return "no logged rows"
+    return "" if np.isfinite(rows.reward_n).all() else "rewards are not finite"
+
+
+def _unusable(rows: LoggedRows) -> str:
+    """Why no estimate can be made at all; empty if one can."""
     bad = ~((rows.propensity_n > 0) & (rows.propensity_n <= 1))
     if bad.any():
         return (
@@ -159,9 +176,7 @@ def _unusable(rows: LoggedRows) -> str:
         )
     if not ((rows.target_n >= 0) & (rows.target_n <= 1 + 1e-9)).all():
         return "the target policy's probabilities are not between 0 and 1"
-    if not np.isfinite(rows.reward_n).all():
-        return "rewards are not finite"
-    return ""
+    return _no_rewards(rows)
 
 
 class _Sums:
@@ -241,6 +256,7 @@ _RATIOS: Final[dict[str, Callable[[F64], F64]]] = {
     "dm": lambda s: s[:, _MODEL] / s[:, _ROWS],
     "dr": lambda s: s[:, _DOUBLY] / s[:, _ROWS],
     "on_policy": lambda s: s[:, _OWN_REWARD] / s[:, _OWN_ROWS],
+    "mean_weight": lambda s: s[:, _WEIGHT] / s[:, _ROWS],
 }
 
 

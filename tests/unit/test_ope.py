@@ -186,6 +186,20 @@ def test_the_logging_policy_judged_by_itself_is_its_own_mean() -> None:
     assert found["weights"]["ess_share"] == pytest.approx(1)
 
 
+def test_a_mean_weight_off_1_is_warned_of() -> None:
+    log = WORLD.draw(users=300, seed=5)
+    rows = rows_of(log, "softmax")
+    assert off_policy(rows, OpeConfig())["warnings"] == []
+    doubled = LoggedRows(
+        reward_n=rows.reward_n, propensity_n=rows.propensity_n, target_n=rows.target_n / 2,
+        block_n=rows.block_n,
+    )  # fmt: skip
+    found = off_policy(doubled, OpeConfig())
+    assert found["mean_weight"]["high"] < 1
+    assert "the mean weight is not 1" in found["warnings"][0]
+    assert off_policy(doubled, OpeConfig(clip=100.0))["warnings"] == []
+
+
 def test_an_on_policy_mean_is_resampled_with_the_estimates() -> None:
     log, own = WORLD.draw(users=500, seed=1), WORLD.draw(users=500, seed=2, logging="softmax")
     on_policy = OnPolicyRows(reward_n=own.reward_n, block_n=own.user_n + 10_000)

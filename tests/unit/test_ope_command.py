@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
 from infra.errors import InputError
-from stream.codec_write import click_body, encode_event, impression_body
+from stream.codec_write import click_body, encode_columns, encode_event, impression_body
 from stream.commands.ope import command
 from stream.logged_actions import read_actions, value_keys
 from stream.record_log import RecordLogWriter
@@ -88,7 +90,7 @@ def test_rewards_come_from_clicks_of_the_kind_in_time(tmp_path: Path) -> None:
 def test_a_policys_value_is_found_from_the_other_ones_rows(tmp_path: Path) -> None:
     log = bandit_log(tmp_path / "log.parquet")
     found = run(log, "--logged", "context.policy=old", "--target", "context.policy=new")
-    assert (found["rows"], found["rows_without_target"], found["cells"]) == (2_000, 0, 1)
+    assert (found["rows"], found["rows_without_target"]) == (2_000, 0)
     assert found["logged"]["value"] == pytest.approx(0.2, abs=0.03)
     for name in ("ips", "snips", "dr", "on_policy"):
         assert found[name]["low"] < 0.28 < found[name]["high"]
@@ -127,6 +129,66 @@ def test_a_log_without_propensities_has_no_estimates_but_reasons(tmp_path: Path)
     found = run(log, "--target", "uniform")
     assert found["ips"]["value"] is None
     assert "1 of 1 rows have no propensity" in found["reasons"]["ips"]
+
+
+def test_a_feature_stands_in_for_the_propensity(tmp_path: Path) -> None:
+    """Columnar envelopes carry it so."""
+    columns = {
+        "request_id": np.arange(1, 5), "user_id": 1, "ts_ms": T0, "item_id": np.array([1, 2, 1, 2]),
+        "features.propensity": np.array([0.5, 0.25, 0.5, 0.0]),
+    }  # fmt: skip
+    log = log_of(tmp_path / "log.parquet", [encode_columns("impression_columns", 4, columns)], [])
+    actions = read_actions([log], [], label="click", window_ms=100)
+    assert np.nan_to_num(actions.propensity_n, nan=-1).tolist() == [0.5, 0.25, 0.5, -1.0]
+
+
+def policy_file(path: Path, **columns: list[Any]) -> Path:
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+def test_a_policy_may_come_as_a_file(tmp_path: Path) -> None:
+    log = log_of(
+        tmp_path / "log.parquet", [shown(r, "a" if r % 2 else "b", "x", user=r) for r in range(40)],
+        [clicked(r, "a") for r in range(1, 40, 4)],
+    )  # fmt: skip
+    columns: dict[str, list[Any]] = {
+        "request_id": [*range(1, 40), 99], "item_id": ["a" if r % 2 else "b" for r in range(1, 41)],
+        "probability": [0.75 if r % 2 else 0.25 for r in range(1, 41)],
+    }  # fmt: skip
+    found = run(log, "--target", policy_file(tmp_path / "p.parquet", **columns))
+    assert (found["rows"], found["rows_without_target"]) == (39, 1)
+    assert found["ips"]["value"] == pytest.approx(10 * 1.5 / 39)
+    assert found["reasons"]["dr"] == "no reward model was given"
+    model = {"reward_logged": [0.5] * 40, "reward_target": [0.4] * 40}
+    found = run(log, "--target", policy_file(tmp_path / "q.parquet", **columns, **model))
+    weights = [1.5 if r % 2 else 0.5 for r in range(1, 40)]
+    rewards = [r % 4 == 1 for r in range(1, 40)]
+    expected = 0.4 + np.mean([w * (r - 0.5) for w, r in zip(weights, rewards, strict=True)])
+    assert found["dr"]["value"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    (
+        ({"probability": None}, "no column 'probability'"),
+        ({"reward_logged": [0.1, 0.1]}, "no column 'reward_target'"),
+        ({"item_id": ["a", "a"], "request_id": [1, 1]}, "is there twice"),
+        ({"probability": [0.5, None]}, "'probability' has empty cells"),
+        ({"request_id": [8, 9]}, "none of the logged requests"),
+    ),
+)
+def test_policy_files_that_cannot_be_used_are_refused(
+    tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    log = log_of(tmp_path / "log.parquet", [shown(1, "a", "x"), shown(2, "b", "x")], [])
+    columns = {"request_id": [1, 2], "item_id": ["a", "b"], "probability": [0.5, 0.5]} | changes
+    file = policy_file(tmp_path / "p.parquet", **{k: v for k, v in columns.items() if v})
+    result = CliRunner().invoke(command, [str(log), "--target", str(file)])
+    assert isinstance(result.exception, InputError)
+    assert words in str(result.exception)
+    result = CliRunner().invoke(command, [str(log), "--target", str(tmp_path / "none.parquet")])
+    assert "not readable" in str(result.exception)
 
 
 @pytest.mark.parametrize(
