@@ -63,6 +63,11 @@ DATA_SET_PLACES = re.compile(
     rf"[a-z0-9_-]*|default)\.toml|infra/demo/.*|docs/.*|tests/.*|README\.md|NOTICE|CHANGELOG\.md"
     rf"|CONTRIBUTING\.md|stream/demo/.*|\.gitignore)"
 )
+OTHER_SETS = re.compile(r"\b(movielens|globo|open[ _-]?bandit)\b", re.IGNORECASE)
+OTHER_SETS_PLACES = re.compile(
+    r"(stream/importers/[a-z_]+\.py|stream/commands/import_\.py|infra/presets/.*\.toml|docs/.*|tests/.*"
+    r"|README\.md|NOTICE|CHANGELOG\.md|CONTRIBUTING\.md)"
+)
 # Written in pieces, so that this file does not find itself.
 HOSTS = tuple(
     "".join(parts)
@@ -228,6 +233,15 @@ def test_the_data_set_is_named_only_where_it_belongs():
         name
         for name, text in texts().items()
         if not DATA_SET_PLACES.fullmatch(name) and DATA_SET in text.lower()
+    ]
+    assert found == []
+
+
+def test_other_data_sets_are_named_only_where_they_belong():
+    found = [
+        name
+        for name, text in texts().items()
+        if not OTHER_SETS_PLACES.fullmatch(name) and OTHER_SETS.search(text)
     ]
     assert found == []
 
