@@ -139,6 +139,9 @@ class Assembler:
                 out[:, d] = np.log(hits) - np.log(n + weight - hits) - prior_logit
                 out[:, d + 1] = np.log1p(n)
                 d += 2
+            if counter.config.open:
+                out[:, d] = np.log1p(counts[:, j, 1] - counts[:, j, 0])
+                d += 1
         for feature, place in self._plan.dense:
             value = _dense_column(feature.path, place, s, attributes)
             if feature.scale == "log1p":

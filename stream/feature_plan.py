@@ -91,6 +91,7 @@ class FeaturePlan:
             ),
             ring=ring_size(max((h.length for h in c.history), default=1)),
             is_global=np.array([1, *(p.is_global for p in self.counters)], np.uint8),
+            exposed=np.flatnonzero([False, *(p.config.open for p in self.counters)]),
             decay_row=np.array([-1, *(p.decayed for p in self.counters)], np.int64),
             decay=decay_table(decayed) if decayed else np.ones((1, 1), np.float32),
         )  # fmt: skip
@@ -191,6 +192,8 @@ def _spec(
                            label=label),
                 DenseInput(name=f"{name}.count{suffix}", group="count", counter=name + suffix),
             ]  # fmt: skip
+        if c.config.open:
+            inputs.append(DenseInput(name=f"{name}.open", group="value", counter=name))
     inputs += [DenseInput(name=f.name, group="value") for f in dense]
     return FeatureSpec(
         ids=tuple(_id_field(f) for f in singles),

@@ -64,17 +64,22 @@ class JoinState:
             fresh=np.zeros((0, 2), np.int64), out=np.zeros(0, np.int64),
             pending=np.zeros((0, 4), np.int64), scalars=np.zeros(k.SCALARS, np.int64),
             tallies=np.zeros((shape.kinds + 1, k.TALLIES), np.int64),
+            touched=np.zeros(1, np.int64),
         )  # fmt: skip
         self.reserve(1 << 10)
 
     def advance(self, events: k.Events, start: int, stop: int, shown: k.Shown) -> tuple[int, int]:
         """(next event, DONE | BATCH); see `kernels.advance`. Room must have been reserved."""
-        counters = k.Counters(self.user_counters.records, self.global_counters.records)
         i, status = k.advance(
-            events, start, stop, shown, self.queues, self.opened, self.users.arrays, counters,
-            self.params,
+            events, start, stop, shown, self.queues, self.opened, self.users.arrays,
+            self._counters, self.params,
         )  # fmt: skip
         return int(i), int(status)
+
+    @property
+    def _counters(self) -> k.Counters:
+        own, other = self.user_counters, self.global_counters
+        return k.Counters(own.records, other.records, own.decayed, other.decayed)
 
     def apply_pending(self) -> None:
         """Let the events of the last key time change state, as the next event would."""
@@ -84,8 +89,9 @@ class JoinState:
             q.scalars,
             k.Exposures(o.number, o.counter_row, o.user_row, o.ts),
             self.users.arrays,
-            k.Counters(self.user_counters.records, self.global_counters.records),
+            self._counters,
             p.is_global,
+            p.exposed,
             p.history_mask,
             p.ring,
             p.items_max,
@@ -110,12 +116,14 @@ class JoinState:
             q = q._replace(forget=_grown_ring(q.forget, s, waiting + n))
         self.queues = q
         self.users.reserve(int(s[k.N_USERS]), int(s[k.N_ITEMS]), n)
-        used = int(s[k.N_USER_COUNTERS]), int(s[k.N_GLOBAL_COUNTERS])
-        is_global = self.params.is_global.astype(bool)
-        for table, u, mask in (
-            (self.user_counters, used[0], ~is_global), (self.global_counters, used[1], is_global)
-        ):  # fmt: skip
-            moved = table.reserve(u, n * int(mask.sum()))
+        is_global, has_decay = self.params.is_global.astype(bool), self.params.decay_row >= 0
+        for table, mask, used, copies in (
+            (self.user_counters, ~is_global, k.N_USER_COUNTERS, k.N_USER_DECAYED),
+            (self.global_counters, is_global, k.N_GLOBAL_COUNTERS, k.N_GLOBAL_DECAYED),
+        ):
+            moved = table.reserve(
+                int(s[used]), n * int(mask.sum()), int(s[copies]), n * int((mask & has_decay).sum())
+            )
             if moved is not None:
                 rows = self.opened.counter_row
                 rows[:, mask] = moved[rows[:, mask]]
@@ -269,7 +277,7 @@ class JoinState:
         self.queues = k.Queues(
             seen=table_of(part.array("seen", np.int64)),
             forget=np.concatenate([forget, np.zeros((capacity - len(forget), 3), np.int64)]),
-            scalars=scalars, tallies=tallies.copy(), **queues,
+            scalars=scalars, tallies=tallies.copy(), touched=np.zeros(1, np.int64), **queues,
         )  # fmt: skip
         self.names = {row[0]: (row[1], row[2], row[3]) for row in part.meta["names"]}
         self.truncated_histories = int(part.meta["truncated_histories"])
@@ -289,7 +297,7 @@ def _open_arrays(shape: JoinShape, n: int) -> k.Open:
     return k.Open(
         key=i64(), number=i64() - 1, request=i64(), item=i64(), user=i64(), ts=i64(),
         user_row=i64(), click_ts=i64(shape.labels), ids=i64(shape.ids), multi=i64(shape.multi),
-        dense=f32(shape.dense), counter_row=i64(shape.counters) - 1,
+        dense=f32(shape.dense), counter_row=np.full((n, shape.counters), -1, np.int32),
         counts=np.zeros((n, shape.counters, 2 + shape.labels), np.int32),
         decayed=f32(shape.decayed, 1 + shape.labels), history_seq=i64(len(shape.histories)),
         gap_ms=i64(), session_position=i64(), interactions=i64(2),

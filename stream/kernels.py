@@ -11,13 +11,19 @@ still to be counted.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
 I64 = NDArray[np.int64]
+
+# Nothing here allocates, so nothing needs numba's reference counts: they took a quarter of the
+# time, as each function that is handed a tuple of arrays counts every one of them.
+_F = TypeVar("_F", bound=Callable[..., Any])
+_compiled = cast("Callable[[_F], _F]", njit(cache=True, nogil=True, _nrt=False))  # type: ignore[call-overload]  # not in numba's stubs
 
 # Status of `advance`.
 DONE, BATCH = 0, 1
@@ -34,14 +40,17 @@ SEEN_DONE = -1
     CLOCK, FLOOR, ADMITTED, N_FREE, N_HEAP, N_FRESH, N_OUT, N_PENDING, FORGET_HEAD, FORGET_TAIL,
     N_SEEN, N_USERS, N_USER_COUNTERS, N_GLOBAL_COUNTERS, N_ITEMS, FIRST_SETTLE, DUPLICATES,
     TOO_LATE_IMPRESSIONS, LATE_IMPRESSIONS, OVERFLOW_USERS, OVERFLOW_COUNTERS,
-    EVICTED, OPEN_COUNT, WAITING, FORCED_FORGETS, SCALARS,
-) = range(26)  # fmt: skip
+    EVICTED, OPEN_COUNT, WAITING, FORCED_FORGETS, N_USER_DECAYED, N_GLOBAL_DECAYED, SCALARS,
+) = range(28)  # fmt: skip
 
 # Places in a row of `tallies` (one row a click kind; the last row is for unknown kinds).
 (
     JOINED, LATE, DUPLICATE_CLICK, ORPHAN, ORGANIC, POSITIVE, NEGATIVE, EVICTED_OPEN,
     TOO_LATE_CLICK, TALLIES,
 ) = range(10)  # fmt: skip
+
+# Events whose entries in the tables are read ahead.
+TOUCH_AHEAD = 8
 
 # Operations in `pending`.
 EXPOSED, CLICKED, INTERACTED = 0, 1, 2
@@ -87,7 +96,7 @@ class Open(NamedTuple):
     ids: I64
     multi: I64
     dense: NDArray[np.float32]
-    counter_row: I64
+    counter_row: NDArray[np.int32]
     counts: NDArray[np.int32]
     decayed: NDArray[np.float32]
     history_seq: I64
@@ -100,7 +109,7 @@ class Exposures(NamedTuple):
     """Columns of the open impressions that an exposure needs."""
 
     number: I64
-    counter_row: I64
+    counter_row: NDArray[np.int32]
     user_row: I64
     ts: I64
 
@@ -117,6 +126,7 @@ class Queues(NamedTuple):
     pending: I64
     scalars: I64
     tallies: I64
+    touched: I64
 
 
 class Users(NamedTuple):
@@ -132,10 +142,12 @@ class Users(NamedTuple):
 
 
 class Counters(NamedTuple):
-    """Counter records: keyed with the user id, and without it (rule 12)."""
+    """Counter records and decayed copies: keyed with the user id, and without it (rule 12)."""
 
     by_user: NDArray[Any]
     by_other: NDArray[Any]
+    user_decayed: NDArray[Any]
+    other_decayed: NDArray[Any]
 
 
 class Params(NamedTuple):
@@ -157,11 +169,12 @@ class Params(NamedTuple):
     history_mask: I64
     ring: int
     is_global: NDArray[np.uint8]
+    exposed: I64
     decay_row: I64
     decay: NDArray[np.float32]
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def find(table: I64, key: int) -> int:
     """Place of `key` in a linear-probing table, or -1."""
     mask = table.shape[0] - 1
@@ -175,7 +188,7 @@ def find(table: I64, key: int) -> int:
         i = (i + 1) & mask
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def insert(table: I64, key: int, value: int) -> None:
     """Put a key that is not there yet."""
     mask = table.shape[0] - 1
@@ -186,7 +199,7 @@ def insert(table: I64, key: int, value: int) -> None:
     table[i, 1] = value
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def delete(table: I64, place: int) -> None:
     """Remove the entry at `place`; later ones of its run move up (backward-shift deletion)."""
     mask = table.shape[0] - 1
@@ -205,7 +218,7 @@ def delete(table: I64, place: int) -> None:
     table[i, 1] = 0
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def rehash(old: I64, new: I64) -> None:
     """Fill the empty table `new` from `old`."""
     for i in range(old.shape[0]):
@@ -213,7 +226,7 @@ def rehash(old: I64, new: I64) -> None:
             insert(new, old[i, 0], old[i, 1])
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def rehash_counters(old: NDArray[Any], new: NDArray[Any], moved: I64) -> None:
     """Fill the empty counter table `new` from `old`; `moved[old row]` is the new row."""
     mask = new.shape[0] - 1
@@ -227,9 +240,14 @@ def rehash_counters(old: NDArray[Any], new: NDArray[Any], moved: I64) -> None:
             moved[i] = j
 
 
-@njit(cache=True, nogil=True)
-def counter_row(table: NDArray[Any], key: int, scalars: I64, used: int, limit: int) -> int:
-    """Row of a counter, made when it is new; -1 when the table is at its limit."""
+@_compiled
+def counter_row(
+    table: NDArray[Any], key: int, scalars: I64, used: int, limit: int, decayed: int
+) -> int:
+    """Row of a counter, made when it is new; -1 when the table is at its limit.
+
+    `decayed` is the place of the number of decayed copies, or -1 for a counter without one.
+    """
     mask = table.shape[0] - 1
     i = key & mask
     while True:
@@ -242,11 +260,14 @@ def counter_row(table: NDArray[Any], key: int, scalars: I64, used: int, limit: i
                 return -1
             table[i]["key"] = key
             scalars[used] += 1
+            if decayed >= 0:
+                scalars[decayed] += 1
+                table[i]["decayed"] = scalars[decayed]
             return int(i)
         i = (i + 1) & mask
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def user_row(table: I64, key: int, scalars: I64, limit: int) -> int:
     """Row of a user, made when it is new; -1 when there are too many."""
     i = find(table, key)
@@ -261,7 +282,7 @@ def user_row(table: I64, key: int, scalars: I64, limit: int) -> int:
     return int(row)
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def push_heap(heap: I64, n: int, settle: int, number: int, slot: int) -> None:
     """Add (settle time, admission number, slot) to a heap of n entries."""
     i = n
@@ -278,7 +299,7 @@ def push_heap(heap: I64, n: int, settle: int, number: int, slot: int) -> None:
     heap[i, 2] = slot
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def pop_heap(heap: I64, n: int) -> None:
     """Drop the first of n entries."""
     last = n - 1
@@ -305,7 +326,7 @@ def pop_heap(heap: I64, n: int) -> None:
     heap[i, 2] = slot
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def remember(seen: I64, ring: I64, s: I64, key: int, value: int, ts: int, keep_ms: int) -> None:
     """Note an id in `seen`, and when it may be forgotten.
 
@@ -321,7 +342,7 @@ def remember(seen: I64, ring: I64, s: I64, key: int, value: int, ts: int, keep_m
     s[FORGET_TAIL] += 1
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def forget(queues: Queues, watermark: int, p: Params) -> None:
     """Drop ids whose time is over; an early click among them is an orphan (rule 11).
 
@@ -357,10 +378,11 @@ def forget(queues: Queues, watermark: int, p: Params) -> None:
         s[FORGET_HEAD] += 1
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def apply_pending(
     pending: I64, s: I64, opened: Exposures, users: Users, counters: Counters,
-    is_global: NDArray[np.uint8], history_mask: I64, ring: int, items_max: int, session_gap_ms: int,
+    is_global: NDArray[np.uint8], exposed: I64, history_mask: I64, ring: int, items_max: int,
+    session_gap_ms: int,
 ) -> None:  # fmt: skip
     """Let the events of the key time that is over change user state and counters."""
     for i in range(s[N_PENDING]):
@@ -368,7 +390,7 @@ def apply_pending(
         if pending[i, 0] == EXPOSED:
             if opened.number[a] != pending[i, 2]:  # evicted within its own key time
                 continue
-            for j in range(opened.counter_row.shape[1]):
+            for j in exposed:
                 row = opened.counter_row[a, j]
                 if row >= 0:
                     if is_global[j]:
@@ -401,7 +423,7 @@ def apply_pending(
     s[N_PENDING] = 0
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def push_pending(pending: I64, s: I64, op: int, a: int, item: int, kind: int) -> None:
     """Note a change for the next key time."""
     i = s[N_PENDING]
@@ -412,34 +434,34 @@ def push_pending(pending: I64, s: I64, op: int, a: int, item: int, kind: int) ->
     s[N_PENDING] = i + 1
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def count_outcome(
-    counter_row: I64, click_ts: I64, slot: int, by_user: NDArray[Any], by_other: NDArray[Any],
-    bucket: int, is_global: NDArray[np.uint8], decay_row: I64, decay: NDArray[np.float32],
+    counter_row: NDArray[np.int32], click_ts: I64, slot: int, counters: Counters, bucket: int,
+    is_global: NDArray[np.uint8], decay_row: I64, decay: NDArray[np.float32],
 ) -> None:  # fmt: skip
     """Add a settled impression and its outcome to its rate counters, together (rule 4)."""
     for j in range(counter_row.shape[1]):
         row = counter_row[slot, j]
         if row < 0:
             continue
-        table = by_other if is_global[j] else by_user
+        table = counters.by_other if is_global[j] else counters.by_user
         table[row]["n"] += 1
-        d = decay_row[j]
-        factor = np.float32(1.0)
-        if d >= 0:
-            age = bucket - table[row]["bucket"]
-            factor = decay[d, age] if age < decay.shape[1] else np.float32(0.0)
-            table[row]["bucket"] = bucket
-            table[row]["dn"] = table[row]["dn"] * factor + np.float32(1.0)
         for k in range(click_ts.shape[1]):
-            hit = click_ts[slot, k] > 0
-            if hit:
-                table[row]["c"][k] += 1
-            if d >= 0:
-                table[row]["dc"][k] = table[row]["dc"][k] * factor + np.float32(hit)
+            table[row]["c"][k] += click_ts[slot, k] > 0
+        d = decay_row[j]
+        if d >= 0:
+            copies = counters.other_decayed if is_global[j] else counters.user_decayed
+            at = table[row]["decayed"]
+            age = bucket - copies[at]["bucket"]
+            factor = decay[d, age] if age < decay.shape[1] else np.float32(0.0)
+            copies[at]["bucket"] = bucket
+            copies[at]["n"] = copies[at]["n"] * factor + np.float32(1.0)
+            for k in range(click_ts.shape[1]):
+                hit = np.float32(click_ts[slot, k] > 0)
+                copies[at]["c"][k] = copies[at]["c"][k] * factor + hit
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def close_first(
     heap: I64, seen: I64, s: I64, tallies: I64, keys: I64, click_ts: I64, place_of: int
 ) -> int:
@@ -461,7 +483,7 @@ def close_first(
     return int(slot)
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def settle(queues: Queues, opened: Open, counters: Counters, watermark: int, p: Params) -> int:
     """Move impressions whose windows are over to `out`; BATCH when a batch is full or due."""
     s = queues.scalars
@@ -480,8 +502,8 @@ def settle(queues: Queues, opened: Open, counters: Counters, watermark: int, p: 
             queues.heap, queues.seen, s, queues.tallies, opened.key, opened.click_ts, POSITIVE
         )
         count_outcome(
-            opened.counter_row, opened.click_ts, slot, counters.by_user, counters.by_other,
-            bucket, p.is_global, p.decay_row, p.decay,
+            opened.counter_row, opened.click_ts, slot, counters, bucket, p.is_global, p.decay_row,
+            p.decay,
         )  # fmt: skip
         queues.out[s[N_OUT]] = slot
         s[N_OUT] += 1
@@ -492,10 +514,10 @@ def settle(queues: Queues, opened: Open, counters: Counters, watermark: int, p: 
     return DONE
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def freeze_counters(
-    counter_row_out: I64, counts: NDArray[np.int32], decayed: NDArray[np.float32], slot: int,
-    keys: I64, m: int, by_user: NDArray[Any], by_other: NDArray[Any], s: I64, bucket: int,
+    counter_row_out: NDArray[np.int32], counts: NDArray[np.int32], decayed: NDArray[np.float32],
+    slot: int, keys: I64, m: int, counters: Counters, s: I64, bucket: int,
     is_global: NDArray[np.uint8], decay_row: I64, decay: NDArray[np.float32], limit: int,
 ) -> None:  # fmt: skip
     """Copy the counters of an impression as they are now; their rows are kept for settling."""
@@ -505,9 +527,11 @@ def freeze_counters(
         row = -1
         if keys[m, j] != 0:
             if is_global[j]:
-                row = counter_row(by_other, keys[m, j], s, N_GLOBAL_COUNTERS, limit)
+                place = N_GLOBAL_DECAYED if d >= 0 else -1
+                row = counter_row(counters.by_other, keys[m, j], s, N_GLOBAL_COUNTERS, limit, place)
             else:
-                row = counter_row(by_user, keys[m, j], s, N_USER_COUNTERS, limit)
+                place = N_USER_DECAYED if d >= 0 else -1
+                row = counter_row(counters.by_user, keys[m, j], s, N_USER_COUNTERS, limit, place)
         counter_row_out[slot, j] = row
         if row < 0:
             for k in range(2 + n_kinds):
@@ -516,20 +540,22 @@ def freeze_counters(
                 for k in range(1 + n_kinds):
                     decayed[slot, d, k] = np.float32(0.0)
             continue
-        table = by_other if is_global[j] else by_user
+        table = counters.by_other if is_global[j] else counters.by_user
         counts[slot, j, 0] = table[row]["n"]
         counts[slot, j, 1] = table[row]["x"]
         for k in range(n_kinds):
             counts[slot, j, 2 + k] = table[row]["c"][k]
         if d >= 0:
-            age = bucket - table[row]["bucket"]
+            copies = counters.other_decayed if is_global[j] else counters.user_decayed
+            at = table[row]["decayed"]
+            age = bucket - copies[at]["bucket"]
             factor = decay[d, age] if age < decay.shape[1] else np.float32(0.0)
-            decayed[slot, d, 0] = table[row]["dn"] * factor
+            decayed[slot, d, 0] = copies[at]["n"] * factor
             for k in range(n_kinds):
-                decayed[slot, d, 1 + k] = table[row]["dc"][k] * factor
+                decayed[slot, d, 1 + k] = copies[at]["c"][k] * factor
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def join_early_clicks(
     seen: I64, pending: I64, s: I64, tallies: I64, click_ts: I64, slot: int, ts: int, row: int,
     item: int, keys: I64, m: int, windows_ms: I64,
@@ -556,7 +582,7 @@ def join_early_clicks(
             push_pending(pending, s, INTERACTED, row, item, k)
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def admit(
     e: Events, i: int, shown: Shown, queues: Queues, opened: Open, users: Users,
     counters: Counters, p: Params,
@@ -609,8 +635,7 @@ def admit(
     bucket = s[CLOCK] // p.bucket_ms
     freeze_counters(
         opened.counter_row, opened.counts, opened.decayed, slot, shown.counter_keys, m,
-        counters.by_user, counters.by_other, s, bucket, p.is_global, p.decay_row, p.decay,
-        p.counters_max,
+        counters, s, bucket, p.is_global, p.decay_row, p.decay, p.counters_max,
     )  # fmt: skip
     remember(queues.seen, queues.forget, s, e.key[i], slot + OPEN_SLOT, e.ts[i], keep_ms)
     join_early_clicks(
@@ -628,7 +653,7 @@ def admit(
     s[N_FRESH] += 1
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def click(
     e: Events, i: int, queues: Queues, rows: I64, shown_ts: I64, click_ts: I64, table: I64,
     windows_ms: I64, keep_ms: int, users_max: int,
@@ -661,7 +686,7 @@ def click(
     push_pending(queues.pending, s, INTERACTED, row, e.item[i], kind)
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def other_click(e: Events, i: int, known: int, queues: Queues, users: Users, p: Params) -> None:
     """A click of a kind without label: it feeds histories where its impression is known."""
     s = queues.scalars
@@ -675,7 +700,35 @@ def other_click(e: Events, i: int, known: int, queues: Queues, users: Users, p: 
     push_pending(queues.pending, s, CLICKED, row, e.item[i], known)
 
 
-@njit(cache=True, nogil=True)
+@_compiled
+def touch(
+    e: Events, first: int, stop: int, counter_keys: I64, seen: I64, users: I64,
+    counters: Counters, is_global: NDArray[np.uint8],
+) -> int:  # fmt: skip
+    """A sum over where the entries of events `first` to `stop` begin: it means nothing.
+
+    Reading them one after the other, with no branch on what is there, lets the processor wait for
+    several at a time; the event's own look-ups then find them near.
+    """
+    total = np.int64(0)
+    seen_mask, user_mask = seen.shape[0] - 1, users.shape[0] - 1
+    for i in range(first, stop):
+        total += seen[e.key[i] & seen_mask, 0] + seen[e.impression_key[i] & seen_mask, 0]
+        total += users[e.user[i] & user_mask, 0]
+        if e.kind[i] != 0:
+            continue
+        m = e.row[i]
+        for j in range(counter_keys.shape[1]):
+            if is_global[j]:
+                at = counter_keys[m, j] & (counters.by_other.shape[0] - 1)
+                total += counters.by_other[at]["key"]
+            else:
+                at = counter_keys[m, j] & (counters.by_user.shape[0] - 1)
+                total += counters.by_user[at]["key"]
+    return int(total)
+
+
+@_compiled
 def advance(
     e: Events, start: int, stop: int, shown: Shown, queues: Queues, opened: Open, users: Users,
     counters: Counters, p: Params,
@@ -691,11 +744,16 @@ def advance(
     keep_ms = p.window_ms + p.horizon_ms
     exposures = Exposures(opened.number, opened.counter_row, opened.user_row, opened.ts)
     for i in range(start, stop):
+        if (i - start) % TOUCH_AHEAD == 0:
+            queues.touched[0] += touch(
+                e, i, min(i + TOUCH_AHEAD, stop), shown.counter_keys, queues.seen, users.table,
+                counters, p.is_global,
+            )  # fmt: skip
         if e.clock[i] > s[CLOCK]:
             if s[N_PENDING] > 0:
                 apply_pending(
-                    queues.pending, s, exposures, users, counters, p.is_global, p.history_mask,
-                    p.ring, p.items_max, p.session_gap_ms,
+                    queues.pending, s, exposures, users, counters, p.is_global, p.exposed,
+                    p.history_mask, p.ring, p.items_max, p.session_gap_ms,
                 )  # fmt: skip
             s[CLOCK] = e.clock[i]
             watermark = s[CLOCK] - p.lateness_ms
@@ -747,7 +805,7 @@ def advance(
     return stop, DONE
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def read_histories(
     slots: I64, opened: Open, users: Users, h: int, ring: int, out: I64, length_n: I64
 ) -> int:

@@ -24,7 +24,8 @@ class Samples:
     `number_n` counts admissions and identifies a row within a run; `click_ts_nK` is the time of
     the first click in its window, 0 for none; `settle_ms` the watermark at which the rows left.
     `history_nL` holds item keys, oldest first, 0 padded. `counts_nJC` int32: impressions,
-    exposures, clicks by kind; `decayed_nDC` float32: impressions, clicks by kind.
+    exposures (0 for counters without `open`), clicks by kind; `decayed_nDC` float32:
+    impressions, clicks by kind.
     """
 
     key_n: I64

@@ -33,6 +33,7 @@ class Oracle:
     windows = {"click": 2_000, "like": 6_000}  # noqa: RUF012  # never written
     history_kinds = ("click", "watch")
     session_gap = 1_000
+    exposed = ("item",)
 
     def __init__(self, *, lateness: int, linger: int, horizon: int, batch: int) -> None:
         self.lateness, self.linger, self.horizon, self.batch = lateness, linger, horizon, batch
@@ -89,7 +90,7 @@ class Oracle:
         for what, value in self.pending:
             if what == "exposed":
                 for key in value[1]:
-                    self.counters[key][1] += 1
+                    self.counters[key][1] += key[0] in self.exposed
                 user, ts = value[0].user, value[0].ts
                 goes_on = ts - self.last.get(user, 0) <= self.session_gap
                 self.session[user] = self.session[user] + 1 if goes_on else 1

@@ -51,7 +51,7 @@ SMALL: dict[str, Any] = {
     ],
     "counter": [
         {"name": "user", "keys": ["user"]},
-        {"name": "item", "keys": ["item"], "half_life_hours": 0.001},
+        {"name": "item", "keys": ["item"], "half_life_hours": 0.001, "open": True},
         {"name": "user_tab", "keys": ["user", "tab"]},
     ],
     "history": [{"name": "recent", "kinds": ["click", "watch"], "length": 5}],

@@ -53,7 +53,10 @@ def test_columns_are_those_of_the_specification():
     assert places.items() <= {name: i for i, name in enumerate(dense)}.items()
     gap = named(facts["features"], "gap")["column"]
     assert gap == f"dense_BD[:, {dense.index('gap')}]"
-    taken = {*places.values(), dense.index("gap"), dense.index("session"), dense.index("seen")}
+    taken = {
+        *places.values(),
+        *(dense.index(name) for name in ("item.open", "gap", "session", "seen")),
+    }
     assert taken == set(range(len(dense)))
 
 

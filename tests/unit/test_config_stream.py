@@ -109,6 +109,8 @@ def test_the_plan_puts_each_field_where_it_says():
     names = [d.name for d in made.spec.dense]
     assert names[:1] == ["prior"]
     assert names[-2:] == ["session", "seen"]
-    assert len(names) == 1 + 2 * len(RANKED["counter"]) + 2 + 3  # one counter has a decayed copy
+    assert (
+        len(names) == 1 + 2 * len(RANKED["counter"]) + 3 + 3
+    )  # one has a decayed copy, one `open`
     assert made.spec.content_dim == 16
     assert made.shape.histories == (5,)

@@ -69,12 +69,12 @@ def test_counters_stop_at_their_limit_and_say_so():
     table.reserve(0, 10)
     scalars = np.zeros(k.SCALARS, np.int64)
     rows = [
-        k.counter_row(table.records, key, scalars, k.N_USER_COUNTERS, 3) for key in (5, 6, 7, 8)
+        k.counter_row(table.records, key, scalars, k.N_USER_COUNTERS, 3, -1) for key in (5, 6, 7, 8)
     ]
     assert rows[3] == -1
     assert len(set(rows[:3])) == 3
     assert scalars[k.OVERFLOW_COUNTERS] == 1
-    again = k.counter_row(table.records, 6, scalars, k.N_USER_COUNTERS, 3)
+    again = k.counter_row(table.records, 6, scalars, k.N_USER_COUNTERS, 3, -1)
     assert again == rows[1]
     assert scalars[k.N_USER_COUNTERS] == 3
 
@@ -84,7 +84,7 @@ def test_growing_counters_moves_their_rows():
     table.reserve(0, 4)
     scalars = np.zeros(k.SCALARS, np.int64)
     keys = range(1, 5)
-    rows = [k.counter_row(table.records, key, scalars, k.N_USER_COUNTERS, 100) for key in keys]
+    rows = [k.counter_row(table.records, key, scalars, k.N_USER_COUNTERS, 100, -1) for key in keys]
     for row, key in zip(rows, keys, strict=True):
         table.records[row]["n"] = key * 10
     moved = table.reserve(4, 50_000)
