@@ -160,6 +160,8 @@ def _dense_column(path: str, place: int, s: Samples, attributes: ItemFeatures) -
         return s.gap_ms_n.astype(np.float32) / np.float32(1_000)
     if path == "user.session_position":
         return s.session_position_n.astype(np.float32)
+    if path == "user.clicked":
+        return s.clicked_n.astype(np.float32)
     if path in ("user.interactions", "item.interactions"):
         return s.interactions_n2[:, int(path.startswith("item"))].astype(np.float32)
     if path.startswith("item.attributes."):

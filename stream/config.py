@@ -21,7 +21,7 @@ PredictAt = Literal["impression", "settle"]
 
 ID_PATHS = ("user", "item", "impression.hour", "impression.weekday", "impression.position")
 DENSE_PATHS = (
-    "user.gap", "user.session_position", "user.interactions", "item.interactions",
+    "user.gap", "user.session_position", "user.clicked", "user.interactions", "item.interactions",
     "impression.position",
 )  # fmt: skip
 PREFIXES = ("context.", "features.", "item.attributes.")
@@ -34,8 +34,9 @@ class FeatureConfig:
     `path`: `user`, `item`, `context.X`, `features.X` (of the item shown), `item.attributes.X`,
     `impression.hour|weekday|position`; dense only: `user.gap` (ms since the user's impression
     before), `user.session_position` (the user's impressions before this one in their session),
-    `user.interactions`, `item.interactions`. `admit_after`: sightings before an id gets a
-    row of its own. `length`: values kept of a several-valued field. `scale` of dense fields:
+    `user.clicked` (since the impression before: 1, -1 not, 0 there was none),
+    `user.interactions`, `item.interactions`. `admit_after`: sightings before an id gets a row of
+    its own. `length`: values kept of a several-valued field. `scale` of dense fields:
     `log1p` (of the magnitude, signed) or `none`.
     """
 

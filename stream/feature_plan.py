@@ -145,8 +145,8 @@ def plan(config: Config) -> FeaturePlan:
 def _split(features: list[FeatureConfig]) -> tuple[list[FeatureConfig], list[FeatureConfig]]:
     """Those that the event carries, and those that come from the item's attributes."""
     attributes = [f for f in features if f.path.startswith(ATTRIBUTE)]
-    state = ("user", "item", "user.gap", "user.session_position", "user.interactions",
-             "item.interactions")  # fmt: skip
+    state = ("user", "item", "user.gap", "user.session_position", "user.clicked",
+             "user.interactions", "item.interactions")  # fmt: skip
     return [f for f in features if f not in attributes and f.path not in state], attributes
 
 

@@ -213,7 +213,7 @@ class JoinState:
             click_ts_nK=o.click_ts[slots], ids_nF=o.ids[slots], multi_nM=o.multi[slots],
             dense_nX=o.dense[slots], counts_nJC=o.counts[slots], decayed_nDC=o.decayed[slots],
             gap_ms_n=o.gap_ms[slots], session_position_n=o.session_position[slots],
-            interactions_n2=o.interactions[slots],
+            clicked_n=o.clicked[slots], interactions_n2=o.interactions[slots],
             sample_rate_n=np.ones(len(slots), np.float32),
             history_nL=tuple(histories), history_len_n=tuple(lengths),
             settle_ms=self.clock_ms - self.params.lateness_ms,
@@ -300,7 +300,7 @@ def _open_arrays(shape: JoinShape, n: int) -> k.Open:
         dense=f32(shape.dense), counter_row=np.full((n, shape.counters), -1, np.int32),
         counts=np.zeros((n, shape.counters, 2 + shape.labels), np.int32),
         decayed=f32(shape.decayed, 1 + shape.labels), history_seq=i64(len(shape.histories)),
-        gap_ms=i64(), session_position=i64(), interactions=i64(2),
+        gap_ms=i64(), session_position=i64(), clicked=i64(), interactions=i64(2),
     )  # fmt: skip
 
 

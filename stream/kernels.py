@@ -102,6 +102,7 @@ class Open(NamedTuple):
     history_seq: I64
     gap_ms: I64
     session_position: I64
+    clicked: I64
     interactions: I64
 
 
@@ -130,13 +131,17 @@ class Queues(NamedTuple):
 
 
 class Users(NamedTuple):
-    """User state: histories as rings, last impression, session, interactions; item counts."""
+    """User state: histories as rings, last impression, session, interactions; item counts.
+
+    `clicked`: 1 from a click until the next impression.
+    """
 
     table: I64
     ring: I64
     seq: I64
     last_ts: I64
     session: I64
+    clicked: I64
     interactions: I64
     items: I64
 
@@ -402,10 +407,12 @@ def apply_pending(
                 if opened.ts[a] - users.last_ts[u] > session_gap_ms:
                     users.session[u] = 0
                 users.session[u] += 1
+                users.clicked[u] = 0
                 users.last_ts[u] = opened.ts[a]
             continue
         item, kind = pending[i, 2], pending[i, 3]
         if a >= 0:
+            users.clicked[a] = 1
             for h in range(history_mask.shape[0]):
                 if (history_mask[h] >> kind) & 1:
                     seq = users.seq[a, h]
@@ -615,6 +622,7 @@ def admit(
     opened.user_row[slot] = row
     opened.gap_ms[slot] = -1
     opened.session_position[slot] = 0
+    opened.clicked[slot] = 0
     opened.interactions[slot, 0] = 0
     for h in range(p.history_mask.shape[0]):
         opened.history_seq[slot, h] = users.seq[row, h] if row >= 0 else 0
@@ -622,6 +630,7 @@ def admit(
         opened.interactions[slot, 0] = users.interactions[row]
         if users.last_ts[row] > 0:
             opened.gap_ms[slot] = max(e.ts[i] - users.last_ts[row], 0)
+            opened.clicked[slot] = 2 * users.clicked[row] - 1
             if opened.gap_ms[slot] <= p.session_gap_ms:
                 opened.session_position[slot] = users.session[row]
     place = find(users.items, e.item[i])

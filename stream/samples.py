@@ -42,6 +42,7 @@ class Samples:
     decayed_nDC: NDArray[np.float32]
     gap_ms_n: I64
     session_position_n: I64
+    clicked_n: I64
     interactions_n2: I64
     sample_rate_n: NDArray[np.float32]
     history_nL: tuple[I64, ...]

@@ -54,6 +54,7 @@ class UserState:
             seq=np.zeros((rows, histories), np.int64),
             last_ts=np.zeros(rows, np.int64),
             session=np.zeros(rows, np.int64),
+            clicked=np.zeros(rows, np.int64),
             interactions=np.zeros(rows, np.int64),
             items=np.zeros((rows * 2, 2), np.int64),
         )
@@ -69,7 +70,7 @@ class UserState:
             a = a._replace(
                 ring=_grown(a.ring, rows), seq=_grown(a.seq, rows),
                 last_ts=_grown(a.last_ts, rows), session=_grown(a.session, rows),
-                interactions=_grown(a.interactions, rows),
+                clicked=_grown(a.clicked, rows), interactions=_grown(a.interactions, rows),
             )  # fmt: skip
         a = a._replace(table=grown_table(a.table, min(users + n, self.users_max)))
         self.arrays = a._replace(items=grown_table(a.items, min(items + n, self.items_max)))
@@ -83,7 +84,7 @@ class UserState:
             arrays={
                 "table": table_rows(a.table), "ring": a.ring[:users].copy(),
                 "seq": a.seq[:users].copy(), "last_ts": a.last_ts[:users].copy(),
-                "session": a.session[:users].copy(),
+                "session": a.session[:users].copy(), "clicked": a.clicked[:users].copy(),
                 "interactions": a.interactions[:users].copy(), "items": table_rows(a.items),
             },
             meta={"ring": self._ring},
@@ -99,7 +100,7 @@ class UserState:
         users = len(part.array("last_ts"))
         self.reserve(users, len(part.array("items")), 0)
         a = self.arrays
-        for name in ("ring", "seq", "last_ts", "session", "interactions"):
+        for name in ("ring", "seq", "last_ts", "session", "clicked", "interactions"):
             target = getattr(a, name)
             target[...] = 0
             target[:users] = part.array(name, np.int64)

@@ -26,7 +26,9 @@ from stream.record_log import RecordLog
 from stream.records import RecordBatch
 
 CHUNK_RECORDS = 4_096
-_FROZEN = ("user.gap", "user.session_position", "user.interactions", "item.interactions")
+_FROZEN = (
+    "user.gap", "user.session_position", "user.clicked", "user.interactions", "item.interactions",
+)  # fmt: skip
 Facts = dict[str, Any]
 
 
@@ -167,7 +169,8 @@ def _memory(made: FeaturePlan) -> list[Facts]:
         ("open impressions", "stream.open_max", s.open_max, _row_bytes(join.opened)),
         ("ids of the duplicate memory", "stream.ids_max", s.ids_max, 2 * 16 + 16),
         ("users", "stream.users_max", s.users_max, 2 * 16 + _row_bytes(
-            (users.ring, users.seq, users.last_ts, users.session, users.interactions))),
+            (users.ring, users.seq, users.last_ts, users.session, users.clicked,
+             users.interactions))),
         ("item interaction counts", "stream.items_max", s.items_max, 2 * 16),
         ("counter rows, of each kind", "stream.counters_max", 2 * s.counters_max, 2 * counter),
         ("item vectors in the cache", "items.cache_rows", items.cache_rows if items.dim else 0,

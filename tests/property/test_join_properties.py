@@ -125,6 +125,7 @@ def rows_of(samples: Samples) -> list[dict[str, Any]]:
             "history": samples.history_nL[0][i][: samples.history_len_n[0][i]].tolist(),
             "gap": int(samples.gap_ms_n[i]),
             "session": int(samples.session_position_n[i]),
+            "clicked": int(samples.clicked_n[i]),
             "interactions": samples.interactions_n2[i].tolist(),
         }
         for i in range(len(samples))
@@ -144,6 +145,7 @@ def oracle_rows(oracle: Oracle) -> list[list[dict[str, Any]]]:
                 "history": [key_of(item) for item in row.history],
                 "gap": row.gap,
                 "session": row.session,
+                "clicked": row.clicked,
                 "interactions": list(row.interactions),
             }
             for row in batch
@@ -187,7 +189,7 @@ def fingerprint(pipeline: SamplePipeline) -> tuple[Any, ...]:
     """Everything that must not depend on cuts, bit for bit (decayed floats included)."""
     columns = [np.concatenate([getattr(b, name).ravel().view(np.uint8) for b in pipeline.batches])
                for name in ("key_n", "counts_nJC", "decayed_nDC", "click_ts_nK",
-                            "number_n", "gap_ms_n", "session_position_n",
+                            "number_n", "gap_ms_n", "session_position_n", "clicked_n",
                             "interactions_n2")]  # fmt: skip
     histories = [b.history_nL[0].tobytes() for b in pipeline.batches]
     predicted = [c.tobytes() for p in pipeline.predictions for c in p.predicted]

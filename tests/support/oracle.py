@@ -23,6 +23,7 @@ class Row:
     history: list[Any]
     gap: int
     session: int
+    clicked: int
     interactions: tuple[int, int]
     clicks: dict[str, int] = field(default_factory=dict)
 
@@ -49,6 +50,7 @@ class Oracle:
         self.histories: dict[Any, list[Any]] = defaultdict(list)
         self.last: dict[Any, int] = {}
         self.session: dict[Any, int] = {}
+        self.clicked: set[Any] = set()
         self.user_interactions: dict[Any, int] = defaultdict(int)
         self.item_interactions: dict[Any, int] = defaultdict(int)
         self.out: list[Row] = []
@@ -94,9 +96,11 @@ class Oracle:
                 user, ts = value[0].user, value[0].ts
                 goes_on = ts - self.last.get(user, 0) <= self.session_gap
                 self.session[user] = self.session[user] + 1 if goes_on else 1
+                self.clicked.discard(user)
                 self.last[user] = ts
                 continue
             user, item, kind = value
+            self.clicked.add(user)
             if kind in self.history_kinds:
                 self.histories[user].append(item)
             if what == "interacted":
@@ -159,6 +163,7 @@ class Oracle:
             session=self.session[user]
             if e["ts"] - self.last.get(user, 0) <= self.session_gap
             else 0,
+            clicked=(1 if user in self.clicked else -1) if user in self.last else 0,
             interactions=(self.user_interactions[user], self.item_interactions[e["item"]]),
         )
         row.tab = e["tab"]  # type: ignore[attr-defined]

@@ -47,11 +47,17 @@ SMALL: dict[str, Any] = {
         {"name": "tab", "path": "context.tab"},
         {"name": "gap", "path": "user.gap", "kind": "dense", "scale": "log1p"},
         {"name": "session", "path": "user.session_position", "kind": "dense"},
+        {"name": "clicked", "path": "user.clicked", "kind": "dense"},
         {"name": "seen", "path": "user.interactions", "kind": "dense"},
     ],
     "counter": [
+<<<<<<< worktree
+        {"name": "user", "keys": ["user"], "open": True},
+        {"name": "item", "keys": ["item"], "half_life_hours": 0.001},
+=======
         {"name": "user", "keys": ["user"]},
         {"name": "item", "keys": ["item"], "half_life_hours": 0.001, "open": True},
+>>>>>>> mine
         {"name": "user_tab", "keys": ["user", "tab"]},
     ],
     "history": [{"name": "recent", "kinds": ["click", "watch"], "length": 5}],

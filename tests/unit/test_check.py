@@ -55,7 +55,12 @@ def test_columns_are_those_of_the_specification():
     assert gap == f"dense_BD[:, {dense.index('gap')}]"
     taken = {
         *places.values(),
+<<<<<<< worktree
+        dense.index("gap"),
+        *map(dense.index, ("session", "clicked", "seen")),
+=======
         *(dense.index(name) for name in ("item.open", "gap", "session", "seen")),
+>>>>>>> mine
     }
     assert taken == set(range(len(dense)))
 
@@ -110,7 +115,7 @@ def test_a_log_says_how_many_events_have_each_field(config, tmp_path, capsys):
     log = write_log(tmp_path / "a.parquet", samples=50)
     found = check(capsys, "--config", config, "--log", log)["log"]
     assert found["share_with_field"] == {
-        "user": 1.0, "item": 1.0, "tab": 1.0, "gap": None, "session": None,
+        "user": 1.0, "item": 1.0, "tab": 1.0, "gap": None, "session": None, "clicked": None,
         "seen": None, "tag": 1.0
     }  # fmt: skip
     assert found["items"] == 40

@@ -61,3 +61,40 @@ def test_a_session_counts_the_users_impressions_and_ends_with_a_gap():
     column = [d.name for d in pipeline.plan.spec.dense].index("session")
     batch = pipeline._assembler.prediction_batch(pipeline.batches[0])
     assert batch.dense_BD[:, column].tolist() == positions[0]
+
+
+def test_open_counts_what_has_no_outcome_yet():
+    # Shown to one user at 0, 1000 and 9000; what is shown settles 6000 and some later.
+    shown = [impression(n, 7, ts, [n], tab=1) for n, ts in enumerate((0, 1_000, 9_000))]
+    log = {
+        TopicPartition("impressions", 0): [*shown, watermark(90_000)],
+        TopicPartition("clicks", 0): [watermark(90_000)],
+    }
+    pipeline = run(small_config(), log)
+    column = [d.name for d in pipeline.plan.spec.dense].index("user.open")
+    rows = [
+        row
+        for batch in pipeline.batches
+        for row in pipeline._assembler.prediction_batch(batch).dense_BD[:, column].tolist()
+    ]
+    assert rows == pytest.approx([0, np.log(2), 0])
+
+
+def test_clicked_says_whether_the_user_did_since_the_impression_before():
+    shown = [impression(n, 7, 1_000 * n, [n], tab=1) for n in range(5)]
+    clicks = [
+        click(7, 0, 500, "click", 0),
+        click(7, 50, 2_100, "watch"),
+        click(7, 1, 2_200, "like", 1),
+        click(8, 3, 3_100, "watch"),
+    ]
+    log = {
+        TopicPartition("impressions", 0): [*shown, watermark(90_000)],
+        TopicPartition("clicks", 0): [*clicks, watermark(90_000)],
+    }
+    pipeline = run(small_config(), log)
+    found = [c for batch in pipeline.batches for c in batch.clicked_n.tolist()]
+    assert found == [0, 1, -1, 1, -1]
+    column = [d.name for d in pipeline.plan.spec.dense].index("clicked")
+    batch = pipeline._assembler.prediction_batch(pipeline.batches[0])
+    assert batch.dense_BD[:, column].tolist() == pipeline.batches[0].clicked_n.tolist()
