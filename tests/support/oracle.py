@@ -34,7 +34,7 @@ class Oracle:
     windows = {"click": 2_000, "like": 6_000}  # noqa: RUF012  # never written
     history_kinds = ("click", "watch")
     session_gap = 1_000
-    exposed = ("item",)
+    exposed = ("user",)
 
     def __init__(self, *, lateness: int, linger: int, horizon: int, batch: int) -> None:
         self.lateness, self.linger, self.horizon, self.batch = lateness, linger, horizon, batch

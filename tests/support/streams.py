@@ -55,8 +55,8 @@ SMALL: dict[str, Any] = {
         {"name": "user", "keys": ["user"], "open": True},
         {"name": "item", "keys": ["item"], "half_life_hours": 0.001},
 =======
-        {"name": "user", "keys": ["user"]},
-        {"name": "item", "keys": ["item"], "half_life_hours": 0.001, "open": True},
+        {"name": "user", "keys": ["user"], "open": True},
+        {"name": "item", "keys": ["item"], "half_life_hours": 0.001},
 >>>>>>> mine
         {"name": "user_tab", "keys": ["user", "tab"]},
     ],

@@ -59,7 +59,7 @@ def test_columns_are_those_of_the_specification():
         dense.index("gap"),
         *map(dense.index, ("session", "clicked", "seen")),
 =======
-        *(dense.index(name) for name in ("item.open", "gap", "session", "seen")),
+        *(dense.index(name) for name in ("gap", "session", "seen")),
 >>>>>>> mine
     }
     assert taken == set(range(len(dense)))
