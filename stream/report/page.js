@@ -30,7 +30,7 @@
     responsive: true,
     displaylogo: false,
     displayModeBar: touch ? false : "hover",
-    modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"],
+    modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]],
     doubleClick: "reset",
   };
 

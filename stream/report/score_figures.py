@@ -29,7 +29,7 @@ from stream.report.words import MINUS, Value, duration, interval, short_name, si
 CURVES = {
     "log_loss": ("Log loss", "log loss (nats per impression)", ".3f"),
     "calibration": ("Calibration", "calibration (predicted / observed)", ".3f"),
-    "n": ("Impressions", "impressions", "~s"),
+    "n": ("Impressions", "impressions in the bin", "~s"),
 }
 _K_TICKS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000)
 
@@ -127,29 +127,28 @@ def learning_curve(arms: Sequence[Value], metric: str) -> Figure:
     curves = [[row for row in arm["learning_curve"] if row.get("n")] for arm in arms]
     last = max((row["k_to"] + 1 for rows in curves for row in rows), default=1)
     for i, (arm, rows) in enumerate(zip(arms, curves, strict=True)):
-        trace = {
+        single = metric == "n"
+        colour = "@neutral" if single else arm_colour(i)
+        score = "%{y:,}" if single else "%{y:.4f}<br>%{customdata[1]:,}"
+        data.append({
+            "type": "scatter", "mode": "lines+markers", "name": short_name(arm["name"]),
             "x": [_middle(row) for row in rows], "y": compact([row.get(metric) for row in rows]),
             "customdata": [[_range(row), row["n"]] for row in rows],
-        }  # fmt: skip
-        if metric == "n":
-            data.append(trace | {
-                "type": "bar", "marker": {"color": "@neutral"}, "showlegend": False,
-                "hovertemplate": "impressions %{customdata[0]} of an item: %{y:,}<extra></extra>",
-            })  # fmt: skip
-            break
-        data.append(trace | {
-            "type": "scatter", "mode": "lines+markers", "name": short_name(arm["name"]),
-            "line": {"color": arm_colour(i), "width": 2.2, "dash": arm_dash(i)},
-            "marker": {"color": arm_colour(i), "size": 7, "symbol": arm_symbol(i)},
-            "hovertemplate": "impressions %{customdata[0]} of an item: %{y:.4f}"
-            "<br>%{customdata[1]:,} impressions<extra>%{fullData.name}</extra>",
+            "line": {"color": colour, "width": 2.2, "dash": arm_dash(i)},
+            "marker": {"color": colour, "size": 7, "symbol": arm_symbol(i)},
+            "hovertemplate": f"impressions %{{customdata[0]}} of an item: {score} impressions"
+            f"<extra>{'' if single else '%{fullData.name}'}</extra>",
+            "showlegend": not single and len(arms) > 1,
         })  # fmt: skip
+        if single:
+            break
     ticks = [k for k in _K_TICKS if k < last]
     return figure(
         data,
         x=axis("impressions of the item so far", type="log", tickvals=[k + 1 for k in ticks],
                ticktext=[str(k) for k in ticks]),
-        y=axis(CURVES[metric][1], tickformat=CURVES[metric][2]),
+        y=axis(CURVES[metric][1], tickformat=CURVES[metric][2],
+               rangemode="tozero" if metric == "n" else "normal"),
         hovermode="closest", shapes=[level(1.0)] if metric == "calibration" else [],
     )  # fmt: skip
 

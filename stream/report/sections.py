@@ -197,7 +197,8 @@ def _slices(arms: Sequence[Value], pairs: Sequence[Value]) -> Section:
         Card(
             title="Difference by slice",
             note="With 95 % intervals; the larger the square, the larger the slice's share of "
-            "impressions (named beside it). Intervals of slices under 1 % may leave the plot.",
+            "impressions (named beside it). Slices under 0.2 % are in the table only; intervals "
+            "of those under 1 % may leave the plot.",
             choices=(
                 (("pair", [f"{short_name(p['a'], 20)} − {short_name(p['b'], 20)}" for p in pairs]),)
                 if len(pairs) > 1

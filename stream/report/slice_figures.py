@@ -36,6 +36,7 @@ METRICS = {
 # The axis is scaled for slices of at least this share: the small ones' intervals are far wider,
 # and the rule on slices leaves them out as well.
 SHARE_SCALED = 0.01
+SHARE_SHOWN = 0.002
 _ROW_PX = 23
 
 
@@ -52,7 +53,8 @@ def pair_slices(pair: Value) -> Figure:
             "type": "scatter", "mode": "markers", "showlegend": False,
             "x": compact([row["mean"] for row in some]), "y": [y[i] for i in chosen],
             "error_x": whiskers(some, colour),
-            "marker": {"color": colour, "symbol": "square",
+            "marker": {"color": colour, "symbol": "square", "opacity": 1,
+                       "line": {"width": 0},
                        "size": [round(6 + 8 * row["share"] ** 0.5, 1) for row in some]},
             "text": [_hover(row, f"{signed(row['mean'], 5)} {interval(row, 5)} nats")
                      for row in some],
@@ -84,22 +86,35 @@ def arm_slices(arms: Sequence[Value], metric: str) -> Figure:
     neutral = [1.0] if metric not in {"log_loss", "auc"} else []
     reach = _reach([row for rows in known for row in rows], lambda row: (row[metric], *neutral))
     low, high = reach or [0.0, 1.0]
+    # Arms that agree would hide each other on one line.
+    step = min(0.24, 0.7 / max(len(arms), 1))
     data = []
     for i, (arm, rows) in enumerate(zip(arms, known, strict=True)):
-        values = [row[metric] for row in rows]
-        data.append({
+        lower = step * (i - (len(arms) - 1) / 2)
+        inside = [row for row in rows if low <= row[metric] <= high]
+        beyond = [row for row in rows if not low <= row[metric] <= high]
+        ends = [high if row[metric] > high else low for row in beyond]
+        common = {
             "type": "scatter", "mode": "markers", "name": short_name(arm["name"]),
-            "x": compact([min(max(value, low), high) for value in values]),
-            "y": [place[row["by"], row["value"]] for row in rows],
-            "error_x": _noise(rows, metric, (low, high), arm_colour(i, 0.55)),
-            "marker": {
-                "color": arm_colour(i), "size": 9,
-                "symbol": ["triangle-left-open" if value < low else "triangle-right-open"
-                           if value > high else arm_symbol(i) for value in values],
-            },
-            "text": [_hover(row, f"{METRICS[metric][0]} {row[metric]:.4f}") for row in rows],
-            "hovertemplate": "%{text}<extra>%{fullData.name}</extra>",
-        })  # fmt: skip
+            "legendgroup": str(i), "hovertemplate": "%{text}<extra>%{fullData.name}</extra>",
+        }  # fmt: skip
+        for some, x, own in (
+            (inside, [row[metric] for row in inside], {
+                "error_x": _noise(inside, metric, arm_colour(i, 0.55)),
+                "marker": {"color": arm_colour(i), "size": 9, "symbol": arm_symbol(i)},
+            }),
+            (beyond, [end + 0.02 * (low + high - 2 * end) for end in ends], {
+                "showlegend": False,
+                "marker": {"color": arm_colour(i), "size": 9, "symbol": [
+                    f"triangle-{'right' if end == high else 'left'}-open" for end in ends
+                ]},
+            }),
+        ):  # fmt: skip
+            if some:
+                data.append(common | own | {
+                    "x": compact(x), "y": compact([place[row["by"], row["value"]] + lower for row in some]),
+                    "text": [_hover(r, f"{METRICS[metric][0]} {r[metric]:.4f}") for r in some],
+                })  # fmt: skip
     return figure(
         data,
         x=axis(METRICS[metric][1], tickformat=".3~f", nticks=6, range=reach),
@@ -108,29 +123,30 @@ def arm_slices(arms: Sequence[Value], metric: str) -> Figure:
     )  # fmt: skip
 
 
-def _noise(
-    rows: Sequence[Value], metric: str, within: tuple[float, float], colour: str
-) -> dict[str, Any]:
-    """95 % intervals where a standard error is known; none for what lies beyond the axis."""
+def _noise(rows: Sequence[Value], metric: str, colour: str) -> dict[str, Any]:
+    """95 % intervals where a standard error is known."""
 
-    def error(row: Value) -> float | None:
+    def error(row: Value) -> float:
         if metric == "log_loss":
-            return row.get("standard_error")
+            return row.get("standard_error") or 0.0
         if metric == "calibration" and row.get("positives"):
             return float(((1 - row["positives"] / row["n"]) / row["positives"]) ** 0.5)
-        return None
+        return 0.0
 
-    half = [
-        1.96 * (error(row) or 0.0) if within[0] <= row[metric] <= within[1] else 0.0 for row in rows
-    ]
+    half = [1.96 * error(row) for row in rows]
     return {"type": "data", "array": compact(half), "visible": any(half), "color": colour,
             "thickness": 1.2, "width": 0}  # fmt: skip
 
 
 def _telling(rows: Sequence[Value]) -> list[Value]:
-    """Slices but those that hold every impression: what has one value divides nothing."""
+    """Slices of a visible share, but not the one that holds every impression: it divides nothing.
+
+    The table has all of them.
+    """
     values = Counter(row["by"] for row in rows)
-    return [row for row in rows if values[row["by"]] > 1]
+    return [
+        row for row in rows if values[row["by"]] > 1 and (row.get("share") or 0.0) >= SHARE_SHOWN
+    ]
 
 
 def _rows_of(rows: Sequence[Value]) -> tuple[list[float], dict[str, Any], int]:

@@ -39,7 +39,7 @@ def axis(title: str = "", **settings: Any) -> dict[str, Any]:
     return {
         "title": {"text": title, "font": {"size": 12, "color": FAINT}, "standoff": 8},
         "gridcolor": GRID,
-        "zerolinecolor": GRID,
+        "zeroline": False,
         "linecolor": GRID,
         "tickfont": {"size": 11, "color": FAINT},
         "automargin": True,
@@ -69,6 +69,7 @@ def figure(
                 "orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom",
                 "traceorder": "normal", "font": {"size": 12, "color": INK},
             },
+            "modebar": {"bgcolor": "@clear", "color": FAINT, "activecolor": "@accent"},
             "xaxis": x,
             "yaxis": y,
             **layout,

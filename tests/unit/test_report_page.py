@@ -229,27 +229,29 @@ def test_a_figure_without_values_says_so():
 def test_what_lies_beyond_the_axis_of_slices_is_marked_at_its_end():
     value = evaluation(("a",))
     rows = value["arms"][0]["slices"]
-    rows[0] |= {"calibration": 40.0, "share": 0.001}
+    rows[0] |= {"calibration": 40.0, "share": 0.003}
     figure = figures(value)["slices-0-0"]
     high = figure["layout"]["xaxis"]["range"][1]
     assert high < 2
-    trace = figure["data"][0]
-    assert (trace["x"][0], trace["marker"]["symbol"][0]) == (high, "triangle-right-open")
-    assert trace["error_x"]["array"][0] == 0
+    inside, beyond = figure["data"]
+    assert beyond["marker"]["symbol"][0] == "triangle-right-open"
+    assert high - 0.1 < beyond["x"][0] < high
+    assert "Calibration 40.0000" in beyond["text"][0]
     n, positives = rows[1]["n"], rows[1]["positives"]
     half = 1.96 * ((1 - positives / n) / positives) ** 0.5
-    assert trace["error_x"]["array"][1] == pytest.approx(half, rel=1e-5)
-    assert "Calibration 40.0000" in trace["text"][0]
+    assert inside["error_x"]["array"][0] == pytest.approx(half, rel=1e-5)
 
 
-def test_a_slicing_with_one_value_is_left_to_the_table():
+def test_slices_that_divide_nothing_or_hold_next_to_nothing_are_left_to_the_table():
     value = evaluation(("a",))
     rows = value["arms"][0]["slices"]
+    rows[0]["share"] = 0.001
     value["arms"][0]["slices"] = [
         r for r in rows if (r["by"], r["value"]) != ("missing vector", "yes")
     ]
     labels = figures(value)["slices-0-0"]["layout"]["yaxis"]["ticktext"]
     assert "<b>item age</b>" in labels
+    assert labels[:2] == ["<b>item exposures</b>", "1-9 · 27.0 %"]
     assert "<b>missing vector</b>" not in labels
     assert "missing vector: no" in Reader(page(value)).text
 
