@@ -51,13 +51,8 @@ SMALL: dict[str, Any] = {
         {"name": "seen", "path": "user.interactions", "kind": "dense"},
     ],
     "counter": [
-<<<<<<< worktree
         {"name": "user", "keys": ["user"], "open": True},
         {"name": "item", "keys": ["item"], "half_life_hours": 0.001},
-=======
-        {"name": "user", "keys": ["user"], "open": True},
-        {"name": "item", "keys": ["item"], "half_life_hours": 0.001},
->>>>>>> mine
         {"name": "user_tab", "keys": ["user", "tab"]},
     ],
     "history": [{"name": "recent", "kinds": ["click", "watch"], "length": 5}],

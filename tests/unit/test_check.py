@@ -55,12 +55,8 @@ def test_columns_are_those_of_the_specification():
     assert gap == f"dense_BD[:, {dense.index('gap')}]"
     taken = {
         *places.values(),
-<<<<<<< worktree
         dense.index("gap"),
         *map(dense.index, ("session", "clicked", "seen")),
-=======
-        *(dense.index(name) for name in ("gap", "session", "seen")),
->>>>>>> mine
     }
     assert taken == set(range(len(dense)))
 

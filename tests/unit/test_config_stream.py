@@ -108,16 +108,9 @@ def test_the_plan_puts_each_field_where_it_says():
     assert [c.decayed for c in made.counters] == [-1, 0, -1, -1]
     names = [d.name for d in made.spec.dense]
     assert names[:1] == ["prior"]
-<<<<<<< worktree
     assert names[-3:] == ["session", "clicked", "seen"]
     assert (
         len(names) == 1 + 2 * len(RANKED["counter"]) + 2 + 1 + 4
     )  # one counter has a decayed copy, one `open`
-=======
-    assert names[-2:] == ["session", "seen"]
-    assert (
-        len(names) == 1 + 2 * len(RANKED["counter"]) + 3 + 3
-    )  # one has a decayed copy, one `open`
->>>>>>> mine
     assert made.spec.content_dim == 16
     assert made.shape.histories == (5,)
