@@ -1,6 +1,6 @@
-"""Plots of whole runs: differences, reliability, learning curve, freshness.
+"""Plots of scores over whole runs: reliability, and the learning curve of new items.
 
-Makes Plotly's JSON from an evaluation; slices and plots over time are made elsewhere.
+Makes Plotly's JSON from an evaluation; differences, slices and plots over time are made elsewhere.
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from stream.report.theme import (
-    BAD,
-    GOOD,
     NEUTRAL,
     Figure,
     arm_colour,
@@ -19,12 +17,9 @@ from stream.report.theme import (
     axis,
     compact,
     figure,
-    holding,
     level,
-    upright,
 )
-from stream.report.time_figures import whiskers
-from stream.report.words import MINUS, Value, duration, interval, short_name, signed
+from stream.report.words import Value, short_name
 
 CURVES = {
     "log_loss": ("Log loss", "log loss (nats per impression)", ".3f"),
@@ -32,45 +27,6 @@ CURVES = {
     "n": ("Impressions", "impressions in the bin", "~s"),
 }
 _K_TICKS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000)
-
-
-def verdict_colour(row: Value) -> str:
-    """Good where the interval of a difference lies below 0, bad above, neutral across."""
-    low, high = row.get("low"), row.get("high")
-    if low is None or high is None or low <= 0 <= high:
-        return NEUTRAL
-    return GOOD if high < 0 else BAD
-
-
-def differences(rows: Sequence[tuple[str, Value]], better: tuple[str, str]) -> Figure:
-    """A forest plot: for each name (as Plotly reads it) a paired difference with its interval.
-
-    `better` says who is better to the left and to the right of 0.
-    """
-    title = "nats per impression"
-    known = [(name, row) for name, row in rows if row.get("mean") is not None]
-    places = [len(known) - 1 - i for i in range(len(known))]
-    colours = [verdict_colour(row) for _, row in known]
-    data = [
-        {
-            "type": "scatter", "mode": "markers", "x": compact([row["mean"]]), "y": [place],
-            "error_x": whiskers([row], colour), "showlegend": False,
-            "marker": {"size": 11, "color": colour, "symbol": "square"},
-            "hovertemplate": f"<b>{name}</b><br>{signed(row['mean'], 5)} "
-            f"{interval(row, 5)} nats per impression<extra></extra>",
-        }
-        for (name, row), place, colour in zip(known, places, colours, strict=True)
-    ]  # fmt: skip
-    return figure(
-        data,
-        x=axis(title, tickformat=".4~f", nticks=6, range=holding(
-            [row.get(key) for _, row in known for key in ("mean", "low", "high")], 0.0)),
-        y=axis(tickvals=places, ticktext=[name for name, _ in known],
-               range=[-0.7, len(known) - 0.3], showgrid=False, fixedrange=True),
-        height=78 + 44 * max(len(known), 1), margin={"l": 40, "r": 20, "t": 8, "b": 48},
-        shapes=[upright(0.0, color=NEUTRAL, dash="solid", width=1.5)],
-        hovermode="closest",
-    ) | {"sides": (f"◀ {better[0]}", f"{better[1]} ▶")}  # fmt: skip
 
 
 def reliability(arms: Sequence[Value], *, deviation: bool) -> Figure:
@@ -161,37 +117,3 @@ def _middle(row: Value) -> float:
 def _range(row: Value) -> str:
     low, high = row["k_from"], row["k_to"]
     return str(low) if low == high else f"{low}–{high}"
-
-
-def freshness(rows: Sequence[Value]) -> Figure:
-    """Loss by the age of the weights that predict, against the freshest, with its interval."""
-    known = sorted(
-        (row for row in rows if row.get("mean") is not None), key=lambda row: row["sync_ms"]
-    )
-    names = [short_name(duration(row["sync_ms"]) if row["sync_ms"] else "at once", 20)
-             for row in known]  # fmt: skip
-    data = [
-        {
-            "type": "scatter", "mode": "lines+markers", "x": list(range(len(known))),
-            "y": compact([row["mean"] for row in known]), "error_y": whiskers(known, "@arm0"),
-            "line": {"color": "@arm0/0.5", "width": 1.4}, "marker": {"color": "@arm0", "size": 9},
-            "customdata": [
-                [short_name(row["name"]), *compact([row.get("log_loss"), row.get("auc")]),
-                 row.get("low"), row.get("high")]
-                for row in known
-            ],
-            "hovertemplate": "<b>%{customdata[0]}</b><br>%{y:+.5f} [%{customdata[3]:+.5f}, "
-            "%{customdata[4]:+.5f}] nats<br>log loss %{customdata[1]:.4f} nats, "
-            "AUC %{customdata[2]:.4f}<extra></extra>",
-            "showlegend": False,
-        }
-    ]  # fmt: skip
-    return figure(
-        data,
-        x=axis("weights published every", tickvals=list(range(len(known))), ticktext=names,
-               range=[-0.4, len(known) - 0.6], showgrid=False),
-        y=axis(f"log loss {MINUS} that of the freshest (nats)", tickformat=".4~f",
-               range=holding([row.get(k) for row in known for k in ("mean", "low", "high")], 0.0)),
-        hovermode="closest", height=300,
-        shapes=[level(0.0, color=NEUTRAL, dash="solid", width=1.5)],
-    )  # fmt: skip

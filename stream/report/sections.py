@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from stream.report import score_figures, slice_figures, tables, time_figures
+from stream.report import (
+    difference_figures,
+    score_figures,
+    slice_figures,
+    tables,
+    time_figures,
+)
 from stream.report.layout import Card, Section
 from stream.report.theme import Figure
 from stream.report.words import (
@@ -82,7 +88,7 @@ def _verdict(arms: Sequence[Value], pairs: Sequence[Value]) -> Section:
         cards=[
             Card(
                 title="Difference in log loss",
-                figures=[score_figures.differences(named, better)],
+                figures=[difference_figures.differences(named, better)],
             )
         ],
         after=f'<div class="verdicts">{verdicts}</div>' if len(pairs) > 1 else "",
@@ -130,8 +136,8 @@ def _over_time(
                 "since the start; a straight line is a steady gain, a bend is a change.",
                 choices=(("window", ("Day", "Summed by hour")),),
                 figures=[
-                    time_figures.difference_by_day(pairs, places),
-                    time_figures.difference_by_hour(pairs, arms, offset),
+                    difference_figures.difference_by_day(pairs, places),
+                    difference_figures.difference_by_hour(pairs, arms, offset),
                 ],
             )
         )
@@ -228,7 +234,7 @@ def _freshness(rows: Sequence[Value]) -> Section:
             Card(
                 title="Log loss by time between publications",
                 note="Paired difference to the freshest, with its 95 % interval.",
-                figures=[score_figures.freshness(rows)],
+                figures=[difference_figures.freshness(rows)],
             )
         ]
         if rows
@@ -279,7 +285,7 @@ def _placebo_figure(rows: Sequence[Value]) -> Figure:
     for row in rows:
         who = f"{short_name(row['arm'], 22)}, permuted {escape(row['permutation'])}"
         named.append((f"{who}<br>{MINUS} {short_name(row['pair']['b'], 22)}", row["pair"]))
-    return score_figures.differences(named, ("placebo better", "placebo worse"))
+    return difference_figures.differences(named, ("placebo better", "placebo worse"))
 
 
 def _health(value: Value, offset: int) -> Section:

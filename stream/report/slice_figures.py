@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from stream.report.score_figures import verdict_colour
+from stream.report.difference_figures import verdict_colour, whiskers
 from stream.report.theme import (
     INK,
     NEUTRAL,
@@ -23,7 +23,6 @@ from stream.report.theme import (
     holding,
     upright,
 )
-from stream.report.time_figures import whiskers
 from stream.report.words import Value, count, interval, percent, short_name, signed
 
 METRICS = {
@@ -98,23 +97,22 @@ def arm_slices(arms: Sequence[Value], metric: str) -> Figure:
             "type": "scatter", "mode": "markers", "name": short_name(arm["name"]),
             "legendgroup": str(i), "hovertemplate": "%{text}<extra>%{fullData.name}</extra>",
         }  # fmt: skip
-        for some, x, own in (
-            (inside, [row[metric] for row in inside], {
-                "error_x": _noise(inside, metric, arm_colour(i, 0.55)),
-                "marker": {"color": arm_colour(i), "size": 9, "symbol": arm_symbol(i)},
-            }),
-            (beyond, [end + 0.02 * (low + high - 2 * end) for end in ends], {
-                "showlegend": False,
-                "marker": {"color": arm_colour(i), "size": 9, "symbol": [
-                    f"triangle-{'right' if end == high else 'left'}-open" for end in ends
-                ]},
-            }),
-        ):  # fmt: skip
+        dots: dict[str, Any] = {
+            "x": [row[metric] for row in inside],
+            "error_x": _noise(inside, metric, arm_colour(i, 0.55)),
+            "marker": {"color": arm_colour(i), "size": 9, "symbol": arm_symbol(i)},
+        }
+        symbols = [f"triangle-{'right' if end == high else 'left'}-open" for end in ends]
+        triangles: dict[str, Any] = {
+            "x": [end + 0.02 * (low + high - 2 * end) for end in ends],
+            "showlegend": False,
+            "marker": {"color": arm_colour(i), "size": 9, "symbol": symbols},
+        }
+        for own, some in ((dots, inside), (triangles, beyond)):
+            y = [place[row["by"], row["value"]] + lower for row in some]
+            text = [_hover(row, f"{METRICS[metric][0]} {row[metric]:.4f}") for row in some]
             if some:
-                data.append(common | own | {
-                    "x": compact(x), "y": compact([place[row["by"], row["value"]] + lower for row in some]),
-                    "text": [_hover(r, f"{METRICS[metric][0]} {r[metric]:.4f}") for r in some],
-                })  # fmt: skip
+                data.append(common | own | {"x": compact(own["x"]), "y": compact(y), "text": text})
     return figure(
         data,
         x=axis(METRICS[metric][1], tickformat=".3~f", nticks=6, range=reach),

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from stream.report.score_figures import verdict_colour
+from stream.report.difference_figures import verdict_colour
 from stream.report.theme import BAD, GOOD, arm_colour
 from stream.report.words import (
     MISSING,

@@ -1,4 +1,4 @@
-"""Plots over event time: scores by day and hour, differences, calibration, what is missing.
+"""Plots over event time: scores and calibration by day and hour, what is missing.
 
 Makes Plotly's JSON from an evaluation; chooses nothing about where a plot stands.
 """
@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import datetime as dt
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from stream.report.theme import (
     FAINT,
-    NEUTRAL,
     Figure,
     arm_colour,
     arm_dash,
@@ -20,10 +19,9 @@ from stream.report.theme import (
     axis,
     compact,
     figure,
-    holding,
     level,
 )
-from stream.report.words import MINUS, Value, local_time, ratio, short_name, zone
+from stream.report.words import Value, count, local_time, ratio, short_name, zone
 
 HOUR_MS = 3_600_000
 _TICKS = 8
@@ -66,29 +64,32 @@ def over_days(arms: Sequence[Value], metric: str) -> Figure:
         for i, arm in enumerate(arms)
     ]
     days = sorted({row["date"] for arm in arms for row in arm["daily"]})
-    shapes = []
+    first = [row for arm in arms[:1] for row in arm["daily"]]
+    marks = _unsettled(
+        [(days.index(row["date"]) - 0.5, days.index(row["date"]) + 0.5, row) for row in first]
+    )
     if metric == "calibration":
-        data = [*_noise([row for arm in arms[:1] for row in arm["daily"]], "date"), *data]
-        shapes = [level(1.0)]
+        data = [*_noise(first, "date"), *data]
+        marks["shapes"].append(level(1.0))
     return figure(
         data,
         x=day_axis(days),
         y=axis(METRICS[metric][1], tickformat=".3f"),
         hovermode="x unified",
-        shapes=shapes,
+        **marks,
     )
 
 
 def over_hours(arms: Sequence[Value], metric: str, offset_minutes: int) -> Figure:
     """A score of each arm by hour: every hour as a dot, their running mean as a line."""
     data: list[dict[str, Any]] = []
-    shapes = []
     first = [row for arm in arms[:1] for row in arm["hourly"]]
+    at = [local_time(row["ts_ms"], offset_minutes) for row in first]
+    ends = [local_time(row["ts_ms"] + window_ms(first), offset_minutes) for row in first]
+    marks = _unsettled(list(zip(at, ends, first, strict=True)))
     if metric == "calibration":
-        data = _noise(
-            [row | {"at": local_time(row["ts_ms"], offset_minutes)} for row in first], "at"
-        )
-        shapes = [level(1.0)]
+        data = _noise([{**row, "at": x} for row, x in zip(first, at, strict=True)], "at")
+        marks["shapes"].append(level(1.0))
     for i, arm in enumerate(arms):
         times, values, samples = _hours(arm["hourly"], metric)
         at = [local_time(ms, offset_minutes) for ms in times]
@@ -112,83 +113,8 @@ def over_hours(arms: Sequence[Value], metric: str, offset_minutes: int) -> Figur
         x=time_axis(offset_minutes),
         y=axis(METRICS[metric][1], tickformat=".3f"),
         hovermode="x unified",
-        shapes=shapes,
+        **marks,
     )
-
-
-def difference_by_day(pairs: Sequence[Value], places: Mapping[str, int]) -> Figure:
-    """Paired difference in log loss of each pair and day, with its interval."""
-    data, ends = [], []
-    for i, pair in zip(pair_places(pairs, places), pairs, strict=True):
-        rows = [row for row in pair["daily"] if row.get("mean") is not None]
-        ends += [row.get(key) for row in rows for key in ("mean", "low", "high")]
-        data.append({
-            "type": "scatter", "mode": "markers",
-            "name": f"{short_name(pair['a'])} {MINUS} {short_name(pair['b'])}",
-            "x": [row["date"] for row in rows],
-            "y": compact([row["mean"] for row in rows]),
-            "error_y": whiskers(rows, arm_colour(i)),
-            "customdata": [[row.get("low"), row.get("high")] for row in rows],
-            "offsetgroup": str(i),
-            "marker": {"symbol": arm_symbol(i), "size": 9, "color": arm_colour(i)},
-            "hovertemplate": "%{y:+.4f} [%{customdata[0]:+.4f}, %{customdata[1]:+.4f}] nats",
-        })  # fmt: skip
-    days = sorted({row["date"] for pair in pairs for row in pair["daily"]})
-    return figure(
-        data,
-        x=day_axis(days),
-        y=axis("difference in log loss (nats)", tickformat=".4~f", range=holding(ends, 0.0)),
-        hovermode="x unified", shapes=[level(0.0, color=NEUTRAL, dash="solid", width=1.5)],
-        scattermode="group", scattergap=0.7, showlegend=len(pairs) > 1,
-    ) | _sides(pairs)  # fmt: skip
-
-
-def difference_by_hour(
-    pairs: Sequence[Value], arms: Sequence[Value], offset_minutes: int
-) -> Figure:
-    """Summed difference in log loss of each pair since the start, by hour, in nats.
-
-    Its slope is the difference: a straight line is a steady gain, a bend is a change.
-    """
-    by_name = {arm["name"]: i for i, arm in enumerate(arms)}
-    data, ends = [], [0.0]
-    for i, pair in zip(pair_places(pairs, by_name), pairs, strict=True):
-        if pair["a"] not in by_name or pair["b"] not in by_name:
-            continue
-        losses = [
-            {row["ts_ms"]: row for row in arms[by_name[pair[side]]]["hourly"]} for side in "ab"
-        ]
-        step_ms = window_ms(arms[by_name[pair["a"]]]["hourly"])
-        total, times, sums = 0.0, [], []
-        for ts_ms in sorted(losses[0].keys() & losses[1].keys()):
-            a, b = losses[0][ts_ms], losses[1][ts_ms]
-            if a.get("log_loss") is None or b.get("log_loss") is None:
-                continue
-            total += (a["log_loss"] - b["log_loss"]) * a["samples"]
-            times.append(local_time(ts_ms + step_ms, offset_minutes))
-            sums.append(total)
-        ends += sums
-        data.append({
-            "type": "scatter", "mode": "lines", "x": times, "y": compact(sums),
-            "name": f"{short_name(pair['a'])} {MINUS} {short_name(pair['b'])}",
-            "line": {"color": arm_colour(i), "width": 2.2, "dash": arm_dash(i)},
-            "hovertemplate": "%{y:+,.1f} nats",
-        })  # fmt: skip
-    return figure(
-        data,
-        x=time_axis(offset_minutes),
-        y=axis("summed difference (nats)", tickformat="~s", range=holding(ends)),
-        hovermode="x unified", shapes=[level(0.0, color=NEUTRAL, dash="solid", width=1.5)],
-        showlegend=len(pairs) > 1,
-    ) | _sides(pairs)  # fmt: skip
-
-
-def pair_places(pairs: Sequence[Value], places: Mapping[str, int]) -> list[int]:
-    """Places in the row of colours: of the first arms, or of the pairs where these repeat."""
-    first = [pair["a"] for pair in pairs]
-    if len(set(first)) == len(first):
-        return [places.get(name, 0) for name in first]
-    return list(range(len(pairs)))
 
 
 def missing_over_time(rows: Sequence[Value], offset_minutes: int) -> Figure:
@@ -217,20 +143,6 @@ def missing_over_time(rows: Sequence[Value], offset_minutes: int) -> Figure:
     )
 
 
-def whiskers(rows: Sequence[Value], colour: str | None = None) -> dict[str, Any]:
-    """Error bars from `mean` to `low` and `high`; none where an end is null."""
-
-    def reach(row: Value, end: str, sign: int) -> float:
-        return 0.0 if row.get(end) is None else max(sign * (row[end] - row["mean"]), 0.0)
-
-    bars = {
-        "type": "data", "symmetric": False, "thickness": 1.6, "width": 4,
-        "array": compact([reach(row, "high", 1) for row in rows]),
-        "arrayminus": compact([reach(row, "low", -1) for row in rows]),
-    }  # fmt: skip
-    return bars | ({"color": colour} if colour else {})
-
-
 def day_axis(days: Sequence[str]) -> dict[str, Any]:
     """An axis of dates without hours, with at most eight labels."""
     shown = days[:: -(-len(days) // _TICKS) or 1]
@@ -244,12 +156,6 @@ def day_axis(days: Sequence[str]) -> dict[str, Any]:
 def time_axis(offset_minutes: int) -> dict[str, Any]:
     """An axis of local time that names its zone."""
     return axis(f"time ({zone(offset_minutes)})", type="date", hoverformat="%d %b %Y, %H:%M")
-
-
-def _sides(pairs: Sequence[Value]) -> dict[str, Any]:
-    alone = pairs[0] if len(pairs) == 1 else {"a": "first", "b": "second"}
-    a, b = short_name(alone["a"], 20), short_name(alone["b"], 20)
-    return {"sides": (f"▼ {a} better", f"{b} better ▲")}
 
 
 def _hours(rows: Sequence[Value], metric: str) -> tuple[Column, Column, Column]:
@@ -280,6 +186,24 @@ def _running(times: Column, values: Column, samples: Column, reach_ms: int) -> C
             first += 1
         out.append(total / weight if weight > 0 and value is not None else None)
     return compact(out)
+
+
+def _unsettled(windows: Sequence[tuple[Any, Any, Value]]) -> dict[str, Any]:
+    """Shades (start, end, row) where labels are not final, and says how many: scores may change."""
+    open_ones = [(a, b, row["unsettled"]) for a, b, row in windows if row.get("unsettled")]
+    shades = [
+        {"type": "rect", "xref": "x", "yref": "paper", "x0": a, "x1": b, "y0": 0, "y1": 1,
+         "layer": "below", "fillcolor": "@arm4/0.14", "line": {"width": 0}}
+        for a, b, _ in open_ones
+    ]  # fmt: skip
+    if not open_ones:
+        return {"shapes": [], "annotations": []}
+    words = {
+        "text": f"{count(sum(n for _, _, n in open_ones))} not settled", "showarrow": False,
+        "xref": "x", "x": open_ones[-1][1], "xanchor": "right", "yref": "paper", "y": 1,
+        "yanchor": "top", "font": {"size": 11, "color": FAINT},
+    }  # fmt: skip
+    return {"shapes": shades, "annotations": [words]}
 
 
 def _noise(rows: Sequence[Value], at: str) -> list[dict[str, Any]]:

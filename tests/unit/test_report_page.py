@@ -204,6 +204,18 @@ def test_noise_of_calibration_narrows_with_positives():
     assert high == pytest.approx([1 + 1.96 * (0.5 / n) ** 0.5 for n in (100, 1e4)], rel=1e-5)
 
 
+def test_windows_with_labels_that_may_still_change_are_shaded():
+    value = evaluation(("one",), days=2)
+    assert figures(value)["time-0-0"]["layout"]["shapes"] == []
+    value["arms"][0]["daily"][1]["unsettled"] = 212
+    value["arms"][0]["hourly"][-1]["unsettled"] = 212
+    layout = figures(value)["time-0-0"]["layout"]
+    assert [(shape["x0"], shape["x1"]) for shape in layout["shapes"]] == [(0.5, 1.5)]
+    assert layout["annotations"][0]["text"] == "212 not settled"
+    shape = figures(value)["calibration-1-1"]["layout"]["shapes"][0]
+    assert (shape["x0"], shape["x1"]) == ("2022-05-01 23:00:00", "2022-05-02 00:00:00")
+
+
 def test_colours_of_differences_say_on_which_side_the_interval_lies():
     value = evaluation(("a", "b"))
     value["pairs"][0]["slices"] = [
@@ -223,7 +235,7 @@ def test_a_figure_without_values_says_so():
     found = figures(value)
     assert "no values" in found["time-0-4"]["layout"]["annotations"][0]["text"]
     assert "no values" in found["time-0-5"]["layout"]["annotations"][0]["text"]
-    assert "annotations" not in found["time-0-0"]["layout"]
+    assert found["time-0-0"]["layout"]["annotations"] == []
 
 
 def test_what_lies_beyond_the_axis_of_slices_is_marked_at_its_end():
