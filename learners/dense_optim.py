@@ -1,34 +1,51 @@
-"""Adam over all dense parameters as one flat vector, with bad steps masked on the device."""
+"""Adam over all dense parameters as one flat vector, bad steps masked, weights averaged.
+
+One form for the host, compiled into a single pass, and one of torch operations for any device.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numba
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
+
+F32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdamConfig:
-    """Adam's constants (Kingma and Ba 2015)."""
+    """Adam's constants (Kingma and Ba 2015), and over how many rows its weights are averaged.
+
+    Predictions use the average, learning the weights themselves; 0 averages nothing. In rows and
+    not in steps, so that it means the same for any batch size.
+    """
 
     lr: float = 3e-3
-    beta1: float = 0.9
+    beta1: float = 0.5
     beta2: float = 0.999
     eps: float = 1e-8
+    averaged_rows: int = 8_000
 
     def __post_init__(self) -> None:
         """Check ranges."""
         if not (self.lr > 0 and 0 <= self.beta1 < 1 and 0 <= self.beta2 < 1 and self.eps > 0):
             raise ValueError(f"Adam: lr and eps > 0, betas in [0, 1), got {self}")
+        if self.averaged_rows < 0:
+            raise ValueError(f"Adam: averaged_rows must be at least 0, got {self.averaged_rows}")
 
 
 class FlatAdam:
-    """Owns the flat weights `w`, gradients `g`, moments `m`, `v` and step count `t`.
+    """Owns flat weights `w`, gradients `g`, moments `m`, `v`, step count `t`, and `average`.
 
     The parameters become views of `w` and their gradients views of `g`; so gradients are zeroed by
-    `zero_grad` here and must never be set to None.
+    `zero_grad` here and must never be set to None. `average` decays exponentially (Polyak and
+    Juditsky 1992, with a horizon, since a stream has no end); it is `w` itself where nothing is
+    averaged.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], config: AdamConfig) -> None:
@@ -36,6 +53,7 @@ class FlatAdam:
         parameters = list(parameters)
         flat = torch.cat([p.detach().reshape(-1) for p in parameters])
         self.w = flat.clone()
+        self.average = flat.clone() if config.averaged_rows else self.w
         self.g, self.m, self.v = (torch.zeros_like(flat) for _ in range(3))
         self.t = torch.zeros((), device=flat.device)
         at = 0
@@ -45,17 +63,33 @@ class FlatAdam:
             p.grad = self.g[at : at + n].view(p.shape)
             at += n
 
+    def show_average(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Make the parameters of another copy of the net views of `average`."""
+        at = 0
+        for p in parameters:
+            n = p.numel()
+            p.data = self.average[at : at + n].view(p.shape)
+            at += n
+        assert at == len(self.average)
+
     def zero_grad(self) -> None:
         """Before each backward pass."""
         self.g.zero_()
 
     @torch.no_grad()
-    def step(self, ok: Tensor) -> None:
-        """One step where `ok` (bool, 0-dim, on the device) holds; else nothing changes at all.
+    def step(self, ok: Tensor, rows: int = 1) -> None:
+        """One step over `rows` where `ok` (bool, 0-dim, on the device); else nothing changes.
 
         A zero gradient alone would still decay the moments, so `ok` scales every change.
         """
-        c, kept = self.config, ok.float()
+        c = self.config
+        share = rows / c.averaged_rows if c.averaged_rows else 1.0
+        if self.w.device.type == "cpu":
+            if ok:
+                self.t += 1
+                self._host_step(float(self.t), share)
+            return
+        kept = ok.float()
         g = torch.where(ok, self.g, 0.0)
         self.t += kept
         t = self.t.clamp(min=1.0)  # a bad first step must not give 0 / 0
@@ -64,3 +98,28 @@ class FlatAdam:
         scale = kept * c.lr / (1 - c.beta1**t)
         root = (self.v / (1 - c.beta2**t)).sqrt_().add_(c.eps)
         self.w.sub_(self.m.mul(scale).div_(root))
+        if c.averaged_rows:
+            # The plain mean of all steps until the horizon is reached.
+            self.average.lerp_(self.w, t.reciprocal().clamp(min=min(share, 1.0)) * kept)
+
+    def _host_step(self, t: float, share: float) -> None:
+        c = self.config
+        _adam(
+            self.w.numpy(), self.average.numpy(), self.g.numpy(), self.m.numpy(), self.v.numpy(),
+            np.float32(1 - c.beta1), np.float32(1 - c.beta2), np.float32(c.lr / (1 - c.beta1**t)),
+            np.float32((1 - c.beta2**t) ** -0.5), np.float32(c.eps),
+            np.float32(min(1.0, max(share, 1 / t))), bool(c.averaged_rows),
+        )  # fmt: skip
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _adam(
+    w: F32, average: F32, g: F32, m: F32, v: F32, rate1: np.float32, rate2: np.float32,
+    lr: np.float32, root_scale: np.float32, eps: np.float32, share: np.float32, averaged: bool,
+) -> None:  # fmt: skip
+    for i in range(len(w)):
+        m[i] += rate1 * (g[i] - m[i])
+        v[i] += rate2 * (g[i] * g[i] - v[i])
+        w[i] -= lr * m[i] / (np.sqrt(v[i]) * root_scale + eps)
+        if averaged:
+            average[i] += share * (w[i] - average[i])

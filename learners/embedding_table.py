@@ -23,7 +23,7 @@ CACHE_LINE = 64
 class TableConfig:
     """Learning rate and start of rows; sightings in bags; bounds of the bookkeeping."""
 
-    lr: float = 0.02
+    lr: float = 0.04
     eps: float = 1e-8
     init_sigma: float = 0.02
     admit_from_bags: bool = True

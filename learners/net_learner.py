@@ -6,6 +6,7 @@ here. One forward pass gives the logits from before the update and the gradients
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -22,7 +23,7 @@ from learners.embedding_table import EmbeddingTable, Lookup, TableConfig
 from learners.feature_spec import FeatureSpec
 from learners.learner import StepReport
 from learners.moments import Moments
-from learners.step_inputs import StepInputs, checked_keys, step_inputs
+from learners.step_inputs import StepInputs, checked_keys, repeat_columns, step_inputs
 
 BASE_RATE_PRIOR = 10.0
 """Weight of the click rate .5 in the running base rate, in impressions."""
@@ -51,7 +52,7 @@ class NetInputs:
     """What a net reads; T tables, each with its id columns and bags.
 
     `embedded_BFD` and `pooled_BD` one entry a table; `dense_BD` standardised, `raw_BD` not.
-    `target_BC` and `pooled_BC` content vectors, zero where missing.
+    `target_BC` and `pooled_BC` content vectors, zero where missing. `repeats_BH` as in StepInputs.
     """
 
     embedded_BFD: tuple[Tensor, ...]
@@ -61,6 +62,7 @@ class NetInputs:
     target_BC: Tensor
     pooled_BC: tuple[Tensor, ...]
     present_B1: Tensor
+    repeats_BH: Tensor
 
 
 def pick_device(name: str) -> torch.device:
@@ -69,6 +71,13 @@ def pick_device(name: str) -> torch.device:
         raise ValueError("device: 'cuda' is configured, but torch sees no GPU; use 'auto' or 'cpu'")
     cuda = name == "cuda" or (name == "auto" and torch.cuda.is_available())
     return torch.device("cuda" if cuda else "cpu")
+
+
+def _loss(logits_B: Tensor, x: StepInputs) -> Tensor:
+    """Weighted sum of the rows' log losses."""
+    return functional.binary_cross_entropy_with_logits(
+        logits_B, x.label_B, weight=x.weight_B, reduction="sum"
+    )
 
 
 class NetLearner:
@@ -83,7 +92,12 @@ class NetLearner:
         self.spec, self.config = spec, config
         self.device = pick_device(config.device)
         self.net = net.to(self.device)
+        # Predictions come from a second copy of the net, whose weights are the averages.
+        self._scorer = copy.deepcopy(self.net) if config.adam.averaged_rows else self.net
         self.adam = FlatAdam(self.net.parameters(), config.adam)
+        if self._scorer is not self.net:
+            self._scorer.requires_grad_(requires_grad=False)
+            self.adam.show_average(self._scorer.parameters())
         self.tables = [
             EmbeddingTable(spec, dim, config.embedding, seed=config.seed, device=self.device)
             for dim in sorted({f.dim for f in spec.fields})
@@ -103,7 +117,7 @@ class NetLearner:
         with torch.inference_mode():
             x = step_inputs(batch, self.spec, self.device)
             lookups = [table.predict(x.ids_BF, x.bags_BL) for table in self.tables]
-            return self._logits(x, lookups)[: x.rows]
+            return self._logits(self._scorer, self._inputs(x, lookups), x)[: x.rows]
 
     def learn_many(self, batch: MiniBatch) -> StepReport:
         """Logits from before the update, then one update by the trained label.
@@ -126,17 +140,21 @@ class NetLearner:
             for table in self.tables
         ]
         self.adam.zero_grad()
-        logits_B = self._logits(x, lookups)
-        loss = functional.binary_cross_entropy_with_logits(
-            logits_B, x.label_B, weight=x.weight_B, reduction="sum"
-        )
+        inputs = self._inputs(x, lookups)
+        logits_B = self._logits(self.net, inputs, x)
+        loss = _loss(logits_B, x)
         (loss / x.nominal_size).backward()  # type: ignore[no-untyped-call]
+        logits_B, told = logits_B.detach(), loss.detach()
+        if self._scorer is not self.net:
+            with torch.no_grad():
+                logits_B = self._logits(self._scorer, inputs, x)
+                told = _loss(logits_B, x)
         skipped = self._update(x, lookups, loss.detach())
-        mean = loss.detach() / max(x.weight_sum, 1e-12)
-        return StepReport(logits_B=logits_B.detach()[: x.rows], loss=mean, skipped=skipped)
+        mean = told / max(x.weight_sum, 1e-12)
+        return StepReport(logits_B=logits_B[: x.rows], loss=mean, skipped=skipped)
 
-    def _logits(self, x: StepInputs, lookups: Sequence[Lookup]) -> Tensor:
-        inputs = NetInputs(
+    def _inputs(self, x: StepInputs, lookups: Sequence[Lookup]) -> NetInputs:
+        return NetInputs(
             embedded_BFD=tuple(lookup.embedded_BFD for lookup in lookups),
             pooled_BD=tuple(lookup.pooled_BD for lookup in lookups),
             dense_BD=self.moments.standardise(x.dense_BD),
@@ -144,8 +162,11 @@ class NetLearner:
             target_BC=x.target_BC,
             pooled_BC=x.pooled_BC,
             present_B1=x.present_B1,
+            repeats_BH=x.repeats_BH,
         )
-        residual: Tensor = self.net(inputs)
+
+    def _logits(self, net: nn.Module, inputs: NetInputs, x: StepInputs) -> Tensor:
+        residual: Tensor = net(inputs)
         if self._prior is not None:
             return residual + x.dense_BD[:, self._prior]
         positives, rows = self.base_2[0] + BASE_RATE_PRIOR / 2, self.base_2[1] + BASE_RATE_PRIOR
@@ -162,7 +183,7 @@ class NetLearner:
         for table, lookup, gradient in zip(self.tables, lookups, gradients, strict=True):
             table.update(lookup, gradient, ok)
             table.expire(clock_ms=self.clock_ms, step=self.step)
-        self.adam.step(ok)
+        self.adam.step(ok, x.learnable)
         self.moments.update(x.dense_BD, x.counted_B, ok)
         weight_B = x.weight_B.double() * x.counted_B * ok
         self.base_2 += torch.stack([(weight_B * x.label_B).sum(), weight_B.sum()])
@@ -196,7 +217,11 @@ class NetLearner:
                 name="dense",
                 part_class="serve",
                 arrays=arrays(
-                    weights=a.w, mean=m.mean_D, squares=m.squares_D, rows=m.n, base=self.base_2
+                    weights=a.average,
+                    mean=m.mean_D,
+                    squares=m.squares_D,
+                    rows=m.n,
+                    base=self.base_2,
                 ),
                 meta={"layout": self._layout(), "step": self.step},
             )
@@ -205,7 +230,7 @@ class NetLearner:
             Part(
                 name="dense.train",
                 part_class="train",
-                arrays=arrays(m=a.m, v=a.v, t=a.t, skipped=self._skipped),
+                arrays=arrays(live=a.w, m=a.m, v=a.v, t=a.t, skipped=self._skipped),
                 meta={"clock_ms": self.clock_ms, "rows_learned": self.rows_learned},
             )
         )
@@ -213,7 +238,8 @@ class NetLearner:
 
     def _layout(self) -> list[str]:
         shapes = [f"{name}{list(p.shape)}" for name, p in self.net.named_parameters()]
-        return [*shapes, *(f"dense {d.name}" for d in self.spec.dense)]
+        repeats = [f"repeats {self.spec.bags[bag].name}" for bag, _ in repeat_columns(self.spec)]
+        return [*shapes, *(f"dense {d.name}" for d in self.spec.dense), *repeats]
 
     def apply(self, parts: Mapping[str, Part]) -> None:
         """Take full or delta parts; without `train` parts this ranker can only score."""
@@ -227,8 +253,10 @@ class NetLearner:
         tables = [table.apply(parts) for table in self.tables]
         m, a = self.moments, self.adam
         with torch.no_grad():
-            for tensor, name in ((a.w, "weights"), (m.mean_D, "mean"), (m.squares_D, "squares"),
-                                 (m.n, "rows"), (self.base_2, "base")):  # fmt: skip
+            for tensor, name in (
+                (a.average, "weights"), (m.mean_D, "mean"), (m.squares_D, "squares"),
+                (m.n, "rows"), (self.base_2, "base"),
+            ):  # fmt: skip
                 tensor.copy_(torch.from_numpy(dense.array(name).copy()))
         m.refresh()
         self.step = int(dense.meta["step"])
@@ -236,7 +264,13 @@ class NetLearner:
         self._can_learn = train is not None and all(tables)
         if train is None:
             return
-        for tensor, name in ((a.m, "m"), (a.v, "v"), (a.t, "t"), (self._skipped, "skipped")):
+        for tensor, name in (
+            (a.w, "live"),
+            (a.m, "m"),
+            (a.v, "v"),
+            (a.t, "t"),
+            (self._skipped, "skipped"),
+        ):
             tensor.copy_(torch.from_numpy(train.array(name).copy()))
         self.clock_ms = int(train.meta["clock_ms"])
         self.rows_learned = int(train.meta["rows_learned"])

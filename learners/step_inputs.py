@@ -27,7 +27,8 @@ class StepInputs:
     `flag_B` says which rows are learned from (id_kernels.READ, LEARN, LEARN_AND_COUNT); rows with
     a number that is not finite are read only, with 0 in its place. `weight_B` is 0 where nothing
     is learned. `counted_B` 1 for rows that running moments count. `target_BC` and `pooled_BC` are
-    zero where there is no vector. `clock_ms` is the newest event time.
+    zero where there is no vector. `repeats_BH`: log1p of how often the row's own item stands in
+    each history (see `repeat_columns`). `clock_ms` is the newest event time.
     """
 
     rows: int
@@ -38,6 +39,7 @@ class StepInputs:
     target_BC: Tensor
     pooled_BC: tuple[Tensor, ...]
     present_B1: Tensor
+    repeats_BH: Tensor
     label_B: Tensor
     weight_B: Tensor
     counted_B: Tensor
@@ -57,6 +59,16 @@ def trained_rows(batch: MiniBatch, spec: FeatureSpec) -> tuple[Tensor, Tensor]:
     k = spec.trained_column
     sums_B = batch.dense_BD.sum(1) + batch.labels_BK[:, k] + batch.weight_B
     return batch.label_mask_BK[:, k] > 0, torch.isfinite(sums_B)
+
+
+def repeat_columns(spec: FeatureSpec) -> list[tuple[int, int]]:
+    """Each history with the id column whose rows it shares: (place in `bags`, place in `ids`)."""
+    names = [f.name for f in spec.ids]
+    return [
+        (i, names.index(bag.field))
+        for i, bag in enumerate(spec.bags)
+        if bag.is_history and bag.field in names
+    ]
 
 
 def step_inputs(batch: MiniBatch, spec: FeatureSpec, device: torch.device) -> StepInputs:
@@ -86,6 +98,7 @@ def step_inputs(batch: MiniBatch, spec: FeatureSpec, device: torch.device) -> St
         target_BC=target_BC,
         pooled_BC=pooled_BC,
         present_B1=present_B1,
+        repeats_BH=_put(_padded(_repeats(batch, spec), more), device),
         label_B=_put(label_B, device),
         weight_B=_put(weight_B, device),
         counted_B=_put((labelled_B & sample_B).float(), device),
@@ -95,6 +108,16 @@ def step_inputs(batch: MiniBatch, spec: FeatureSpec, device: torch.device) -> St
         clock_ms=int(batch.ts_ms_B.max()) if b else 0,
         nominal_size=batch.nominal_size,
     )
+
+
+def _repeats(batch: MiniBatch, spec: FeatureSpec) -> Tensor:
+    """What a user watched before is another matter than what looks like it: log1p counts."""
+    columns = repeat_columns(spec)
+    if not columns:
+        return torch.zeros(len(batch), 0)
+    keys_BF = batch.ids_BF
+    counts = [(batch.bags_BL[bag] == keys_BF[:, at : at + 1]).sum(1) for bag, at in columns]
+    return torch.stack(counts, 1).float().log1p_()
 
 
 def _padded(x: Tensor, more: int, value: int = 0) -> Tensor:

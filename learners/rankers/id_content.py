@@ -11,6 +11,7 @@ from torch.nn import functional
 from learners.feature_spec import FeatureSpec
 from learners.net_learner import NetInputs, NetLearner, StepConfig
 from learners.rankers.cross_mlp import CrossMlp
+from learners.step_inputs import repeat_columns
 
 WIDTH_MULTIPLE = 16
 """The net's input is padded with zeros to a multiple of this: odd widths slow the products down."""
@@ -46,7 +47,7 @@ class IdContentNet(nn.Module):
     def __init__(self, spec: FeatureSpec, config: IdContentConfig) -> None:
         super().__init__()
         histories = sum(bag.is_history for bag in spec.bags) if spec.content_dim else 0
-        width = sum(f.dim for f in spec.ids) + len(spec.dense)
+        width = sum(f.dim for f in spec.ids) + len(spec.dense) + len(repeat_columns(spec))
         width += sum(spec.fields[spec.field_of(bag.field)].dim for bag in spec.bags)
         p = config.content_projection
         self.content_dim = spec.content_dim
@@ -70,7 +71,7 @@ class IdContentNet(nn.Module):
         """Residual logits, float32 [B]."""
         parts = [e.flatten(1) for e in x.embedded_BFD]
         parts += [p for table in x.pooled_BD for p in table]
-        parts.append(x.dense_BD)
+        parts += [x.dense_BD, x.repeats_BH]
         parts += self._content(x)
         if self.padding:
             parts.append(x.dense_BD.new_zeros(len(x.dense_BD), self.padding))

@@ -27,6 +27,7 @@ from learners.feature_spec import Bag, DenseInput, FeatureSpec, IdField
 from learners.net_learner import NetInputs
 from learners.rankers.cross_mlp import CrossMlp
 from learners.rankers.id_content import IdContentConfig, IdContentNet
+from learners.step_inputs import repeat_columns
 
 FIELDS, DIM, HISTORY, CONTENT, DENSE, ITEMS = 12, 16, 50, 128, 40, 20_000
 ROWS_OF_TABLE = 1_000_000
@@ -132,6 +133,12 @@ class Plain:
         pooled = functional.embedding_bag(bag_BL, self.table.weight, mode="mean", sparse=True)
         return self.table(ids_BF), pooled
 
+    def repeats(self, batch: MiniBatch) -> Tensor:
+        """How often the row's own item stands in the history."""
+        ((bag, at),) = repeat_columns(spec())
+        own_BL = batch.bags_BL[bag] == batch.ids_BF[:, at : at + 1]
+        return own_BL.sum(1, keepdim=True).float().log1p_()
+
     def step(self, batch: MiniBatch, ids_BF: Tensor, bag_BL: Tensor) -> None:
         """One training step."""
         content = batch.content
@@ -148,6 +155,7 @@ class Plain:
                     functional.embedding_bag(content.bags_BL[0], content.table_VC, mode="mean"),
                 ),
                 present_B1=torch.ones(len(batch), 1),
+                repeats_BH=self.repeats(batch),
             )
         )
         loss = functional.binary_cross_entropy_with_logits(logits_B, batch.labels_BK[:, 0])

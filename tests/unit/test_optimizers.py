@@ -85,7 +85,7 @@ def network():
 
 def test_flat_adam_follows_torchs_adam():
     ours, theirs = network(), network()
-    flat = FlatAdam(ours.parameters(), AdamConfig(lr=1e-2))
+    flat = FlatAdam(ours.parameters(), AdamConfig(lr=1e-2, beta1=0.9))
     reference = torch.optim.Adam(theirs.parameters(), lr=1e-2)
     for _ in range(100):
         x = torch.randn(8, 5)
@@ -97,6 +97,32 @@ def test_flat_adam_follows_torchs_adam():
         reference.step()
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-4)
+
+
+def test_weights_are_averaged_over_rows():
+    net, shown = network(), network()
+    flat = FlatAdam(net.parameters(), AdamConfig(lr=0.1, averaged_rows=100))
+    flat.show_average(shown.parameters())
+    expected = None
+    for step, rows in enumerate((20, 50, 200, 10), start=1):
+        flat.g.copy_(torch.randn_like(flat.g))
+        flat.step(YES, rows)
+        share = min(1.0, max(rows / 100, 1 / step))
+        expected = flat.w.clone() if expected is None else expected.lerp(flat.w, share)
+        torch.testing.assert_close(flat.average, expected, atol=1e-6, rtol=1e-5)
+    kept = flat.average.clone()
+    flat.step(NO, 50)
+    assert torch.equal(flat.average, kept)
+    flat_shown = torch.cat([p.detach().reshape(-1) for p in shown.parameters()])
+    assert torch.equal(flat_shown, kept)
+    assert not torch.equal(kept, flat.w)
+
+
+def test_without_a_horizon_the_weights_themselves_predict():
+    flat = FlatAdam(network().parameters(), AdamConfig(averaged_rows=0))
+    flat.g.fill_(1.0)
+    flat.step(YES, 10)
+    assert flat.average is flat.w
 
 
 def test_masked_steps_change_nothing_even_the_first():
