@@ -47,6 +47,7 @@ class TableEvents:
     def __init__(self, files: TableFiles, mapping: TableMapping, config: ImportConfig) -> None:
         self.rejects = Rejects()
         self._labelled: list[Outgoing] = []
+        self._requests: dict[Id, dict[str, Any]] = {}
         self._mapping, self._config = mapping, config
         self._milliseconds = milliseconds_of(mapping.time)
         shown = mapping.impressions
@@ -72,17 +73,16 @@ class TableEvents:
     def impressions(self) -> list[Outgoing]:
         """Requests, each with all its items; labels wait for `clicks`."""
         columns = self._mapping.impressions
-        requests: dict[Id, dict[str, Any]] = {}
         for table in self._shown:
             assert columns is not None
             maps = {
                 kind: _fields(table, getattr(columns, kind)) for kind in ("context", "features")
             }
             for row in range(len(table)):
-                self._take(table, row, columns, maps, requests)
+                self._take(table, row, columns, maps)
         return [
             Outgoing(body["ts_ms"], encode_key(body["user_id"]), "impression", body)
-            for body in requests.values()
+            for body in self._requests.values()
         ]
 
     def _take(
@@ -91,7 +91,6 @@ class TableEvents:
         row: int,
         columns: ShownColumns,
         maps: Mapping[str, Mapping[str, list[Any]]],
-        requests: dict[Id, dict[str, Any]],
     ) -> None:
         """One row: into its request, with its clicks; or rejected."""
         known = self._ids(table, row, columns)
@@ -107,10 +106,10 @@ class TableEvents:
         features = {name: v[row] for name, v in maps["features"].items() if v[row] is not None}
         if features:
             shown["features"] = features
-        body = requests.get(request)
+        body = self._requests.get(request)
         if body is None:
             context = {name: v[row] for name, v in maps["context"].items() if v[row] is not None}
-            requests[request] = impression_body(
+            self._requests[request] = impression_body(
                 request_id=request, user_id=user, ts_ms=ts_ms, context=context, items=[shown]
             )
         elif body["user_id"] != user:
@@ -124,6 +123,13 @@ class TableEvents:
 
     def _in_span(self, ts_ms: int) -> bool:
         return ts_ms >= self._config.from_ms and not (0 < self._config.to_ms <= ts_ms)
+
+    def _is_wanted(self, request: Id | None, ts_ms: int) -> bool:
+        """Whether a click belongs to the span: with its request, if it has one."""
+        cut = self._config.from_ms or self._config.to_ms
+        if request is None or not cut or not self._requests:
+            return self._in_span(ts_ms)
+        return request in self._requests
 
     def _ids(
         self, table: Cells, row: int, columns: ShownColumns | ClickColumns
@@ -205,14 +211,14 @@ class TableEvents:
         return clicks
 
     def clicks(self) -> list[Outgoing]:
-        """Clicks of labels, then those of the table of clicks."""
+        """Clicks of labels, then those of the table of clicks; asked for after `impressions`."""
         found = list(self._labelled)
         columns = self._mapping.clicks
         for table in self._clicks:
             assert columns is not None
             for row in range(len(table)):
                 known = self._ids(table, row, columns)
-                if known is None or not self._in_span(known[3]):
+                if known is None or not self._is_wanted(known[2], known[3]):
                     continue
                 user, item, request, ts_ms = known
                 kind = table[columns.kind_column][row] if columns.kind_column else columns.kind

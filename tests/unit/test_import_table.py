@@ -212,6 +212,19 @@ def test_clicks_may_have_a_table_of_their_own(tmp_path: Path) -> None:
     assert "'k' is empty" in made.examples[0]
 
 
+def test_a_click_stays_with_its_request_where_a_span_is_cut(tmp_path: Path) -> None:
+    rows = f"u,i,t,r\n1,5,{T0},8\n1,5,{T0 + 10},9\n1,5,{T0 + 20},10\n"
+    clicks = text(
+        tmp_path / "clicks.csv",
+        f"u,i,t,r,k\n1,5,{T0 + 12},8,a\n1,5,{T0 + 90},9,b\n1,6,{T0 + 15},,c\n1,6,{T0},,d\n",
+    )
+    mapping = '[time]\nunit = "ms"\n' + PLAIN + 'request = "r"\n' + CLICKS
+    span = {"from_ms": T0 + 10, "to_ms": T0 + 20}
+    made = imported(tmp_path, rows, mapping, clicks=[clicks], config=span)
+    assert made.counts.impressions == 1
+    assert [m["kind"] for m in messages(tmp_path / "log.parquet", "clicks")] == ["c", "b"]
+
+
 def test_clicks_alone_make_a_log(tmp_path: Path) -> None:
     clicks = text(tmp_path / "clicks.csv", f"u,i,t\n1,5,{T0}\n1,6,{T0 + 1}\n")
     columns = CLICKS.replace('request = "r"\n', "").replace('kind_column = "k"', 'kind = "buy"')
