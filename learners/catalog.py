@@ -10,10 +10,12 @@ from typing import Any, get_type_hints
 import msgspec
 
 from learners.baselines.base_rate import BaseRate, BaseRateConfig
+from learners.baselines.dcn import Dcn, DcnConfig
 from learners.baselines.ftrl import Ftrl, FtrlConfig
 from learners.baselines.river_fm import RiverFm, RiverFmConfig
 from learners.baselines.river_logistic import RiverLogistic, RiverLogisticConfig
 from learners.baselines.smoothed_rates import SmoothedRates, SmoothedRatesConfig
+from learners.baselines.vw import Vw, VwConfig
 from learners.feature_spec import FeatureSpec
 from learners.learner import Learner
 from learners.published import FrozenConfig, Published, PublishedConfig
@@ -39,6 +41,8 @@ ENTRIES: Mapping[str, Entry] = {
     "ftrl": Entry(config=FtrlConfig, builder=Ftrl),
     "river_logistic": Entry(config=RiverLogisticConfig, builder=RiverLogistic),
     "river_fm": Entry(config=RiverFmConfig, builder=RiverFm),
+    "vw": Entry(config=VwConfig, builder=Vw),
+    "dcn": Entry(config=DcnConfig, builder=Dcn),
     "published": Entry(config=PublishedConfig, builder=_published),
     "frozen": Entry(config=FrozenConfig, builder=_published),
 }

@@ -24,7 +24,9 @@ WITHOUT_WEIGHTS: Mapping[str, str] = {
 }
 """Learners whose logits do not follow the ids by weights of their own, each with its reason: a new
 learner is checked in full unless somebody decides otherwise."""
-SLOW = frozenset({"river_logistic", "river_fm"})
+NEEDS: Mapping[str, str] = {"vw": "vowpalwabbit"}
+"""Packages of extras; without one its learner is skipped."""
+SLOW = frozenset({"river_logistic", "river_fm", "vw"})
 """Learners that take a second for a thousand samples: they are to learn from a few."""
 NETS = frozenset({"id_content"})
 """Learners around `NetLearner`: id tables of ours, content vectors, a seed."""
@@ -33,6 +35,8 @@ OPTIONS: Mapping[str, Mapping[str, object]] = {
     "ftrl": {"alpha": 0.3, "rows": {"bits": 12}},
     "river_logistic": {"lr": 0.3, "drift": "adwin", "rows": {"bits": 12}},
     "river_fm": {"lr": 0.3, "rows": {"bits": 12}},
+    "vw": {"lr": 0.5, "rows": {"bits": 12}},
+    "dcn": {"bits": 12, "lr": 0.01},
     # A publication every fourth batch: between and during the steps of the checks.
     "published": {"options": {"device": "cpu"}, "every_ms": 240_000},
     "frozen": {"options": {"device": "cpu"}, "start_ms": START_MS + 210_000},

@@ -6,6 +6,7 @@ import pytest
 
 from learners import catalog
 from tests.conformance.learner_checks import (
+    NEEDS,
     NETS,
     OPTIONS,
     SLOW,
@@ -21,8 +22,10 @@ CASES = [(name, check) for name in sorted(catalog.ENTRIES) for check in yield_ch
     ("name", "check"), CASES, ids=[f"{name}-{check.__name__}" for name, check in CASES]
 )
 def test_learner(name, check):
+    if name in NEEDS:
+        pytest.importorskip(NEEDS[name], reason=f"the extra for {name} is not installed")
     check(maker(name))
 
 
 def test_checks_name_learners_that_exist():
-    assert set(catalog.ENTRIES) >= {*WITHOUT_WEIGHTS, *NETS, *SLOW, *OPTIONS}
+    assert set(catalog.ENTRIES) >= {*WITHOUT_WEIGHTS, *NEEDS, *NETS, *SLOW, *OPTIONS}
