@@ -116,7 +116,7 @@ class SyntheticConfig:
             return 1.0
         short = -math.expm1(-self.window_ms / self.delay_mean_ms)
         long = 1 - (1 + self.window_ms / self.tail_scale_ms) ** -self.tail_shape
-        return (1 - self.tail_share) * short + self.tail_share * long
+        return float((1 - self.tail_share) * short + self.tail_share * long)
 
     def hour_ms(self, hour: int) -> int:
         """Length of an hour of the stream: the last one may be shorter."""
