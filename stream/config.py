@@ -73,6 +73,7 @@ class StreamConfig:
     linger_ms: int = 60_000
     dedup_horizon_ms: int = 3_600_000
     session_gap_ms: int = 1_800_000
+    feature_delay_ms: int = 0
     batch_size: int = 1_024
     predict_at: PredictAt = "impression"
     max_jump_ms: int = 600_000
@@ -95,6 +96,7 @@ class StreamConfig:
             "dedup_horizon_ms",
             "max_future_ms",
             "session_gap_ms",
+            "feature_delay_ms",
         ):
             if getattr(self, name) < 0:
                 raise ValueError(f"stream.{name} must not be negative")

@@ -85,6 +85,7 @@ class FeaturePlan:
             linger_ms=s.linger_ms, batch_size=s.batch_size, open_max=s.open_max, ids_max=s.ids_max,
             users_max=s.users_max, counters_max=s.counters_max, items_max=s.items_max,
             bucket_ms=BUCKET_MS, session_gap_ms=s.session_gap_ms,
+            delay_ms=s.feature_delay_ms,
             windows_ms=np.array([label.window_ms for label in c.label.values()], np.int64),
             history_mask=np.array(
                 [sum(1 << kinds[kind] for kind in h.kinds) for h in c.history], np.int64

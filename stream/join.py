@@ -64,7 +64,8 @@ class JoinState:
             fresh=np.zeros((0, 2), np.int64), out=np.zeros(0, np.int64),
             pending=np.zeros((0, 4), np.int64), scalars=np.zeros(k.SCALARS, np.int64),
             tallies=np.zeros((shape.kinds + 1, k.TALLIES), np.int64),
-            touched=np.zeros(1, np.int64),
+            touched=np.zeros(1, np.int64), delayed=np.zeros((0, 5), np.int64),
+            delayed_rows=np.zeros((0, shape.counters), np.int32),
         )  # fmt: skip
         self.reserve(1 << 10)
 
@@ -84,19 +85,17 @@ class JoinState:
     def apply_pending(self) -> None:
         """Let the events of the last key time change state, as the next event would."""
         o, p, q = self.opened, self.params, self.queues
+        exposures = k.Exposures(o.number, o.counter_row, o.user_row, o.ts)
+        if p.delay_ms:
+            k.delay_pending(
+                q.pending, q.delayed, q.delayed_rows, q.scalars, exposures, p.exposed, p.delay_ms
+            )
+            k.apply_delayed(q, self.users.arrays, self._counters, self.clock_ms + 1, p)
+            return
         k.apply_pending(
-            q.pending,
-            q.scalars,
-            k.Exposures(o.number, o.counter_row, o.user_row, o.ts),
-            self.users.arrays,
-            self._counters,
-            p.is_global,
-            p.exposed,
-            p.history_mask,
-            p.ring,
-            p.items_max,
-            p.session_gap_ms,
-        )
+            q.pending, q.scalars, exposures, self.users.arrays, self._counters, p.is_global,
+            p.exposed, p.history_mask, p.ring, p.items_max, p.session_gap_ms,
+        )  # fmt: skip
 
     def reserve(self, n: int) -> None:
         """Make room for n more events of any kind."""
@@ -114,8 +113,14 @@ class JoinState:
         waiting = int(s[k.FORGET_TAIL] - s[k.FORGET_HEAD])
         if waiting + n > len(q.forget):
             q = q._replace(forget=_grown_ring(q.forget, s, waiting + n))
+        later = int(s[k.DELAYED_TAIL] - s[k.DELAYED_HEAD])
+        if self.params.delay_ms:
+            # All that is open may settle, beside what the events bring.
+            most = later + int(s[k.N_HEAP] + s[k.N_PENDING]) + n * (2 + shape.labels)
+            if most > len(q.delayed):
+                q = _grown_delayed(q, most)
         self.queues = q
-        self.users.reserve(int(s[k.N_USERS]), int(s[k.N_ITEMS]), n)
+        self.users.reserve(int(s[k.N_USERS]), int(s[k.N_ITEMS]) + later, n)
         is_global, has_decay = self.params.is_global.astype(bool), self.params.decay_row >= 0
         for table, mask, used, copies in (
             (self.user_counters, ~is_global, k.N_USER_COUNTERS, k.N_USER_DECAYED),
@@ -125,8 +130,8 @@ class JoinState:
                 int(s[used]), n * int(mask.sum()), int(s[copies]), n * int((mask & has_decay).sum())
             )
             if moved is not None:
-                rows = self.opened.counter_row
-                rows[:, mask] = moved[rows[:, mask]]
+                for rows in (self.opened.counter_row, self.queues.delayed_rows):
+                    rows[:, mask] = moved[rows[:, mask]]
 
     def _grow_slots(self, n: int) -> None:
         q, s = self.queues, self.queues.scalars
@@ -235,6 +240,8 @@ class JoinState:
         ):
             arrays[name] = getattr(q, name)[: s[n]].copy()
         order = np.arange(s[k.FORGET_HEAD], s[k.FORGET_TAIL]) & (len(q.forget) - 1)
+        later = np.arange(s[k.DELAYED_HEAD], s[k.DELAYED_TAIL]) & (len(q.delayed) - 1)
+        arrays |= {"delayed": q.delayed[later], "delayed_rows": q.delayed_rows[later]}
         arrays |= {"used": used, "seen": table_rows(q.seen), "forget": q.forget[order],
                    "scalars": s.copy(), "tallies": q.tallies.copy()}  # fmt: skip
         names = [[key, *self.names[key]] for key in sorted(self.names)]
@@ -270,14 +277,20 @@ class JoinState:
         fits = tallies.shape == self.queues.tallies.shape and forget.shape[1:] == (3,)
         if not fits or len(scalars) != k.SCALARS:
             raise ValueError("part 'join': other click kinds, or of another version")
+        delayed, rows = part.array("delayed", np.int64), part.array("delayed_rows", np.int32)
+        if rows.shape[1:] != (self.shape.counters,) or (len(rows) and not self.params.delay_ms):
+            raise ValueError("part 'join': other counters, or another stream.feature_delay_ms")
         scalars[k.FORGET_HEAD], scalars[k.FORGET_TAIL] = 0, len(forget)
+        scalars[k.DELAYED_HEAD], scalars[k.DELAYED_TAIL] = 0, len(delayed)
+        places = 1 << len(delayed).bit_length() if len(delayed) else 0
         queues = {n: _room(part.array(n, np.int64).copy(), slots) for n in _QUEUES}
         capacity = 1 << max(12, len(forget).bit_length())
         self.opened = opened
         self.queues = k.Queues(
             seen=table_of(part.array("seen", np.int64)),
             forget=np.concatenate([forget, np.zeros((capacity - len(forget), 3), np.int64)]),
-            scalars=scalars, tallies=tallies.copy(), touched=np.zeros(1, np.int64), **queues,
+            scalars=scalars, tallies=tallies.copy(), touched=np.zeros(1, np.int64),
+            delayed=_padded(delayed, places), delayed_rows=_padded(rows, places), **queues,
         )  # fmt: skip
         self.names = {row[0]: (row[1], row[2], row[3]) for row in part.meta["names"]}
         self.truncated_histories = int(part.meta["truncated_histories"])
@@ -311,6 +324,24 @@ def _room(array: NDArray[Any], n: int) -> NDArray[Any]:
     new = np.zeros((max(n, 2 * len(array)), *array.shape[1:]), array.dtype)
     new[: len(array)] = array
     return new
+
+
+def _padded(array: NDArray[Any], n: int) -> NDArray[Any]:
+    """A copy with exactly n rows, zeros at the end."""
+    new = np.zeros((n, *array.shape[1:]), array.dtype)
+    new[: len(array)] = array
+    return new
+
+
+def _grown_delayed(q: k.Queues, need: int) -> k.Queues:
+    """Queues with more places for changes that wait; the first one moves to 0."""
+    s, capacity = q.scalars, 1 << need.bit_length()
+    order = np.arange(s[k.DELAYED_HEAD], s[k.DELAYED_TAIL]) & (len(q.delayed) - 1)
+    delayed = np.zeros((capacity, q.delayed.shape[1]), np.int64)
+    rows = np.full((capacity, q.delayed_rows.shape[1]), -1, np.int32)
+    delayed[: len(order)], rows[: len(order)] = q.delayed[order], q.delayed_rows[order]
+    s[k.DELAYED_HEAD], s[k.DELAYED_TAIL] = 0, len(order)
+    return q._replace(delayed=delayed, delayed_rows=rows)
 
 
 def _grown_ring(ring: k.I64, s: k.I64, need: int) -> k.I64:

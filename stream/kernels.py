@@ -40,8 +40,9 @@ SEEN_DONE = -1
     CLOCK, FLOOR, ADMITTED, N_FREE, N_HEAP, N_FRESH, N_OUT, N_PENDING, FORGET_HEAD, FORGET_TAIL,
     N_SEEN, N_USERS, N_USER_COUNTERS, N_GLOBAL_COUNTERS, N_ITEMS, FIRST_SETTLE, DUPLICATES,
     TOO_LATE_IMPRESSIONS, LATE_IMPRESSIONS, OVERFLOW_USERS, OVERFLOW_COUNTERS,
-    EVICTED, OPEN_COUNT, WAITING, FORCED_FORGETS, N_USER_DECAYED, N_GLOBAL_DECAYED, SCALARS,
-) = range(28)  # fmt: skip
+    EVICTED, OPEN_COUNT, WAITING, FORCED_FORGETS, N_USER_DECAYED, N_GLOBAL_DECAYED, DELAYED_HEAD,
+    DELAYED_TAIL, DELAYED_EARLY, SCALARS,
+) = range(31)  # fmt: skip
 
 # Places in a row of `tallies` (one row a click kind; the last row is for unknown kinds).
 (
@@ -52,8 +53,8 @@ SEEN_DONE = -1
 # Events whose entries in the tables are read ahead.
 TOUCH_AHEAD = 8
 
-# Operations in `pending`.
-EXPOSED, CLICKED, INTERACTED = 0, 1, 2
+# Operations in `pending` and `delayed`.
+EXPOSED, CLICKED, INTERACTED, SETTLED = 0, 1, 2, 3
 
 
 class Events(NamedTuple):
@@ -128,6 +129,8 @@ class Queues(NamedTuple):
     scalars: I64
     tallies: I64
     touched: I64
+    delayed: I64
+    delayed_rows: NDArray[np.int32]
 
 
 class Users(NamedTuple):
@@ -170,6 +173,7 @@ class Params(NamedTuple):
     items_max: int
     bucket_ms: int
     session_gap_ms: int
+    delay_ms: int
     windows_ms: I64
     history_mask: I64
     ring: int
@@ -384,6 +388,51 @@ def forget(queues: Queues, watermark: int, p: Params) -> None:
 
 
 @_compiled
+def expose(
+    rows: NDArray[np.int32], at: int, user: int, ts: int, users: Users, counters: Counters,
+    is_global: NDArray[np.uint8], exposed: I64, session_gap_ms: int,
+) -> None:  # fmt: skip
+    """Count an impression as shown; `at` is the row of its counters, `user` that of its user."""
+    for j in exposed:
+        row = rows[at, j]
+        if row >= 0:
+            if is_global[j]:
+                counters.by_other[row]["x"] += 1
+            else:
+                counters.by_user[row]["x"] += 1
+    if user >= 0:
+        if ts - users.last_ts[user] > session_gap_ms:
+            users.session[user] = 0
+        users.session[user] += 1
+        users.clicked[user] = 0
+        users.last_ts[user] = ts
+
+
+@_compiled
+def interact(
+    op: int, user: int, item: int, kind: int, s: I64, users: Users, history_mask: I64, ring: int,
+    items_max: int,
+) -> None:  # fmt: skip
+    """Let a click change its user's state and, unless it is a label's, counts of interactions."""
+    if user >= 0:
+        users.clicked[user] = 1
+        for h in range(history_mask.shape[0]):
+            if (history_mask[h] >> kind) & 1:
+                seq = users.seq[user, h]
+                users.ring[user, h * ring + (seq & (ring - 1))] = item
+                users.seq[user, h] = seq + 1
+        if op == INTERACTED:
+            users.interactions[user] += 1
+    if op == INTERACTED:
+        place = find(users.items, item)
+        if place >= 0:
+            users.items[place, 1] += 1
+        elif s[N_ITEMS] < items_max:
+            insert(users.items, item, 1)
+            s[N_ITEMS] += 1
+
+
+@_compiled
 def apply_pending(
     pending: I64, s: I64, opened: Exposures, users: Users, counters: Counters,
     is_global: NDArray[np.uint8], exposed: I64, history_mask: I64, ring: int, items_max: int,
@@ -391,43 +440,79 @@ def apply_pending(
 ) -> None:  # fmt: skip
     """Let the events of the key time that is over change user state and counters."""
     for i in range(s[N_PENDING]):
-        a = pending[i, 1]
-        if pending[i, 0] == EXPOSED:
-            if opened.number[a] != pending[i, 2]:  # evicted within its own key time
-                continue
-            for j in exposed:
-                row = opened.counter_row[a, j]
-                if row >= 0:
-                    if is_global[j]:
-                        counters.by_other[row]["x"] += 1
-                    else:
-                        counters.by_user[row]["x"] += 1
-            u = opened.user_row[a]
-            if u >= 0:
-                if opened.ts[a] - users.last_ts[u] > session_gap_ms:
-                    users.session[u] = 0
-                users.session[u] += 1
-                users.clicked[u] = 0
-                users.last_ts[u] = opened.ts[a]
-            continue
-        item, kind = pending[i, 2], pending[i, 3]
-        if a >= 0:
-            users.clicked[a] = 1
-            for h in range(history_mask.shape[0]):
-                if (history_mask[h] >> kind) & 1:
-                    seq = users.seq[a, h]
-                    users.ring[a, h * ring + (seq & (ring - 1))] = item
-                    users.seq[a, h] = seq + 1
-            if pending[i, 0] == INTERACTED:
-                users.interactions[a] += 1
-        if pending[i, 0] == INTERACTED:
-            place = find(users.items, item)
-            if place >= 0:
-                users.items[place, 1] += 1
-            elif s[N_ITEMS] < items_max:
-                insert(users.items, item, 1)
-                s[N_ITEMS] += 1
+        op, a = pending[i, 0], pending[i, 1]
+        if op != EXPOSED:
+            interact(op, a, pending[i, 2], pending[i, 3], s, users, history_mask, ring, items_max)
+        elif opened.number[a] == pending[i, 2]:  # else evicted within its own key time
+            expose(
+                opened.counter_row, a, opened.user_row[a], opened.ts[a], users, counters,
+                is_global, exposed, session_gap_ms,
+            )  # fmt: skip
     s[N_PENDING] = 0
+
+
+@_compiled
+def push_delayed(
+    delayed: I64, s: I64, op: int, a: int, item: int, kind: int, delay_ms: int
+) -> int:  # fmt: skip
+    """Note a change that is to be seen `delay_ms` after the clock; its place."""
+    place = s[DELAYED_TAIL] & (delayed.shape[0] - 1)
+    delayed[place, 0] = s[CLOCK] + delay_ms
+    delayed[place, 1] = op
+    delayed[place, 2] = a
+    delayed[place, 3] = item
+    delayed[place, 4] = kind
+    s[DELAYED_TAIL] += 1
+    return int(place)
+
+
+@_compiled
+def delay_pending(
+    pending: I64, delayed: I64, rows: NDArray[np.int32], s: I64, opened: Exposures, exposed: I64,
+    delay_ms: int,
+) -> None:  # fmt: skip
+    """Move the changes of the key time that is over to `delayed`, with all that they need.
+
+    Their impressions may have settled and left their slots before the changes are due.
+    """
+    for i in range(s[N_PENDING]):
+        op, a = pending[i, 0], pending[i, 1]
+        if op != EXPOSED:
+            push_delayed(delayed, s, op, a, pending[i, 2], pending[i, 3], delay_ms)
+        elif opened.number[a] == pending[i, 2]:
+            place = push_delayed(delayed, s, op, opened.user_row[a], opened.ts[a], 0, delay_ms)
+            for j in exposed:
+                rows[place, j] = opened.counter_row[a, j]
+    s[N_PENDING] = 0
+
+
+@_compiled
+def apply_delayed(queues: Queues, users: Users, counters: Counters, clock: int, p: Params) -> None:
+    """Let the changes that are due at `clock` be seen (rule 18).
+
+    Where more of them wait than ids may be remembered, the oldest are seen before their time.
+    """
+    s, delayed = queues.scalars, queues.delayed
+    while s[DELAYED_HEAD] < s[DELAYED_TAIL]:
+        at = s[DELAYED_HEAD] & (delayed.shape[0] - 1)
+        if delayed[at, 0] > clock:
+            if s[DELAYED_TAIL] - s[DELAYED_HEAD] <= p.ids_max:
+                break
+            s[DELAYED_EARLY] += 1
+        op, a, item, kind = delayed[at, 1], delayed[at, 2], delayed[at, 3], delayed[at, 4]
+        if op == SETTLED:
+            count_outcome(
+                queues.delayed_rows, at, a, p.windows_ms.shape[0], counters, item, p.is_global,
+                p.decay_row, p.decay,
+            )  # fmt: skip
+        elif op == EXPOSED:
+            expose(
+                queues.delayed_rows, at, a, item, users, counters, p.is_global, p.exposed,
+                p.session_gap_ms,
+            )  # fmt: skip
+        else:
+            interact(op, a, item, kind, s, users, p.history_mask, p.ring, p.items_max)
+        s[DELAYED_HEAD] += 1
 
 
 @_compiled
@@ -443,29 +528,32 @@ def push_pending(pending: I64, s: I64, op: int, a: int, item: int, kind: int) ->
 
 @_compiled
 def count_outcome(
-    counter_row: NDArray[np.int32], click_ts: I64, slot: int, counters: Counters, bucket: int,
-    is_global: NDArray[np.uint8], decay_row: I64, decay: NDArray[np.float32],
+    counter_row: NDArray[np.int32], at: int, hits: int, n_kinds: int, counters: Counters,
+    bucket: int, is_global: NDArray[np.uint8], decay_row: I64, decay: NDArray[np.float32],
 ) -> None:  # fmt: skip
-    """Add a settled impression and its outcome to its rate counters, together (rule 4)."""
+    """Add a settled impression and its outcome to its rate counters, together (rule 4).
+
+    Row `at` of `counter_row` holds its counters; bit k of `hits` says that kind k was clicked.
+    """
     for j in range(counter_row.shape[1]):
-        row = counter_row[slot, j]
+        row = counter_row[at, j]
         if row < 0:
             continue
         table = counters.by_other if is_global[j] else counters.by_user
         table[row]["n"] += 1
-        for k in range(click_ts.shape[1]):
-            table[row]["c"][k] += click_ts[slot, k] > 0
+        for k in range(n_kinds):
+            table[row]["c"][k] += (hits >> k) & 1
         d = decay_row[j]
         if d >= 0:
             copies = counters.other_decayed if is_global[j] else counters.user_decayed
-            at = table[row]["decayed"]
-            age = bucket - copies[at]["bucket"]
+            own = table[row]["decayed"]
+            age = bucket - copies[own]["bucket"]
             factor = decay[d, age] if age < decay.shape[1] else np.float32(0.0)
-            copies[at]["bucket"] = bucket
-            copies[at]["n"] = copies[at]["n"] * factor + np.float32(1.0)
-            for k in range(click_ts.shape[1]):
-                hit = np.float32(click_ts[slot, k] > 0)
-                copies[at]["c"][k] = copies[at]["c"][k] * factor + hit
+            copies[own]["bucket"] = bucket
+            copies[own]["n"] = copies[own]["n"] * factor + np.float32(1.0)
+            for k in range(n_kinds):
+                hit = np.float32((hits >> k) & 1)
+                copies[own]["c"][k] = copies[own]["c"][k] * factor + hit
 
 
 @_compiled
@@ -494,7 +582,7 @@ def close_first(
 def settle(queues: Queues, opened: Open, counters: Counters, watermark: int, p: Params) -> int:
     """Move impressions whose windows are over to `out`; BATCH when a batch is full or due."""
     s = queues.scalars
-    bucket = s[CLOCK] // p.bucket_ms
+    bucket, n_kinds = s[CLOCK] // p.bucket_ms, p.windows_ms.shape[0]
     while s[N_HEAP] > 0 and queues.heap[0, 0] < watermark:
         if s[N_OUT] > 0:
             last = queues.out[s[N_OUT] - 1]
@@ -508,10 +596,18 @@ def settle(queues: Queues, opened: Open, counters: Counters, watermark: int, p: 
         slot = close_first(
             queues.heap, queues.seen, s, queues.tallies, opened.key, opened.click_ts, POSITIVE
         )
-        count_outcome(
-            opened.counter_row, opened.click_ts, slot, counters, bucket, p.is_global, p.decay_row,
-            p.decay,
-        )  # fmt: skip
+        hits = 0
+        for k in range(n_kinds):
+            hits |= (opened.click_ts[slot, k] > 0) << k
+        if p.delay_ms > 0:
+            place = push_delayed(queues.delayed, s, SETTLED, hits, bucket, 0, p.delay_ms)
+            for j in range(opened.counter_row.shape[1]):
+                queues.delayed_rows[place, j] = opened.counter_row[slot, j]
+        else:
+            count_outcome(
+                opened.counter_row, slot, hits, n_kinds, counters, bucket, p.is_global,
+                p.decay_row, p.decay,
+            )  # fmt: skip
         queues.out[s[N_OUT]] = slot
         s[N_OUT] += 1
     if s[N_OUT] >= p.batch_size:
@@ -759,7 +855,13 @@ def advance(
                 counters, p.is_global,
             )  # fmt: skip
         if e.clock[i] > s[CLOCK]:
-            if s[N_PENDING] > 0:
+            if p.delay_ms > 0:
+                delay_pending(
+                    queues.pending, queues.delayed, queues.delayed_rows, s, exposures, p.exposed,
+                    p.delay_ms,
+                )  # fmt: skip
+                apply_delayed(queues, users, counters, e.clock[i], p)
+            elif s[N_PENDING] > 0:
                 apply_pending(
                     queues.pending, s, exposures, users, counters, p.is_global, p.exposed,
                     p.history_mask, p.ring, p.items_max, p.session_gap_ms,

@@ -147,7 +147,7 @@ def _times(config: Config) -> Facts:
         "max_future_ms": s.max_future_ms, "batch_size": s.batch_size, "predict_at": s.predict_at,
         "timezone_offset_minutes": s.timezone_offset_minutes,
         # What a click changes, counted in event time from the click or the impression.
-        "features_fresh_after_ms": s.lateness_ms,
+        "features_fresh_after_ms": s.lateness_ms + s.feature_delay_ms,
         "weights_fresh_after_ms": config.window_ms + s.lateness_ms + s.linger_ms,
         "weights_fresh_after_ms_busy": config.window_ms + s.lateness_ms,
         "too_late_after_ms": config.window_ms + s.lateness_ms + s.dedup_horizon_ms,

@@ -102,12 +102,13 @@ def released_order(events: dict[TopicPartition, list[Event]]) -> list[tuple[int,
     return [(r[0], r[5]) for r in rows[: last + 1]]
 
 
-def oracle_of(events: dict[TopicPartition, list[Event]]) -> Oracle:
+def oracle_of(events: dict[TopicPartition, list[Event]], delay: int = 0) -> Oracle:
     """The oracle after the whole stream."""
     s = small_config().stream
     oracle = Oracle(
-        lateness=s.lateness_ms, linger=s.linger_ms, horizon=s.dedup_horizon_ms, batch=s.batch_size
-    )
+        lateness=s.lateness_ms, linger=s.linger_ms, horizon=s.dedup_horizon_ms, batch=s.batch_size,
+        delay=delay,
+    )  # fmt: skip
     for clock, (kind, e) in released_order(events):
         oracle.event(clock, kind, dict(e, ts=e["ts"] + T0))
     return oracle
@@ -171,6 +172,19 @@ def test_samples_equal_the_oracle(seed: int, n: int) -> None:
     assert t[:, k.ORPHAN].sum() == oracle.tallies["orphan"]
 
 
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 10**9), n=st.integers(3, 60),
+    delay=st.sampled_from((1, 2, 300, 1_500, 5_000, 20_000)), size=st.integers(1, 30),
+)  # fmt: skip
+def test_delayed_features_equal_the_oracle(seed: int, n: int, delay: int, size: int) -> None:
+    """State as of `feature_delay_ms` before, for any cut; the same labels."""
+    log, events = random_log(seed, n)
+    cuts = cuts_of(log, random.Random(seed), size)
+    pipeline = run(small_config(feature_delay_ms=delay), log, cuts)
+    assert [rows_of(b) for b in pipeline.batches] == oracle_rows(oracle_of(events, delay))
+
+
 def cuts_of(log: Log, rng: random.Random, size: int) -> list[tuple[TopicPartition, int]]:
     """Fetches of up to `size` records from random partitions until everything was fetched."""
     left = {tp: len(values) for tp, values in log.items()}
@@ -215,13 +229,14 @@ def test_cuts_and_interleavings_change_nothing(size: int, seed: int) -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 10**9), at=st.floats(0, 1))
-def test_resume_after_any_record_continues_bit_for_bit(seed: int, at: float) -> None:
+@given(seed=st.integers(0, 10**9), at=st.floats(0, 1), delay=st.sampled_from((0, 1_500)))
+def test_resume_after_any_record_continues_bit_for_bit(seed: int, at: float, delay: int) -> None:
     """Kill anywhere: state from parts plus records from the positions gives the same samples."""
     log, _ = random_log(seed, 40)
     cuts = cuts_of(log, random.Random(seed), 3)
-    whole = run(small_config(), log, cuts)
-    first = SamplePipeline(small_config())
+    config = small_config(feature_delay_ms=delay)
+    whole = run(config, log, cuts)
+    first = SamplePipeline(config)
     assign(first, log)
     offsets = dict.fromkeys(log, 0)
     for tp, n in cuts[: int(at * len(cuts))]:
@@ -229,7 +244,7 @@ def test_resume_after_any_record_continues_bit_for_bit(seed: int, at: float) -> 
         if values:
             first.process([record_batch(tp, offsets[tp], values)], 0)
             offsets[tp] += len(values)
-    second = SamplePipeline(small_config())
+    second = SamplePipeline(config)
     second.apply({part.name: part for part in first.export_full()})
     second.batches, second.predictions = first.batches, first.predictions
     offsets = {tp: p.next_offset for tp, p in second.positions().items()}

@@ -36,7 +36,11 @@ class Oracle:
     session_gap = 1_000
     exposed = ("user",)
 
-    def __init__(self, *, lateness: int, linger: int, horizon: int, batch: int) -> None:
+    def __init__(
+        self, *, lateness: int, linger: int, horizon: int, batch: int, delay: int = 0
+    ) -> None:
+        self.delay = delay
+        self.later: list[tuple[int, str, Any]] = []
         self.lateness, self.linger, self.horizon, self.batch = lateness, linger, horizon, batch
         self.window = max(self.windows.values())
         self.clock = 0
@@ -89,7 +93,15 @@ class Oracle:
         return ("o", e["user"], e["item"], e["click_kind"], e["ts"])
 
     def _move(self, clock: int) -> None:
-        for what, value in self.pending:
+        # Delayed by 0, a change is seen from the next key time on.
+        self.later += [(self.clock + max(self.delay, 1), *change) for change in self.pending]
+        self.pending.clear()
+        self.clock = clock
+        while self.later and self.later[0][0] <= clock:
+            _, what, value = self.later.pop(0)
+            if what == "settled":
+                self._count(value)
+                continue
             if what == "exposed":
                 for key in value[1]:
                     self.counters[key][1] += key[0] in self.exposed
@@ -106,8 +118,6 @@ class Oracle:
             if what == "interacted":
                 self.user_interactions[user] += 1
                 self.item_interactions[item] += 1
-        self.pending.clear()
-        self.clock = clock
         mark = clock - self.lateness
         self.floor = max(self.floor, mark - self.window - self.horizon)
         for identity in [i for i, until in self.seen.items() if until < mark]:
@@ -134,12 +144,18 @@ class Oracle:
         del self.open[row.key]
         if ("i", *row.key) in self.seen:
             self.done.add(("i", *row.key))
+        if self.delay:
+            self.later.append((self.clock + self.delay, "settled", row))
+        else:
+            self._count(row)
+        self.out.append(row)
+
+    def _count(self, row: Row) -> None:
         for key in self._keys(row.user, row.key[1], row.tab):  # type: ignore[attr-defined]
             c = self.counters[key]
             c[0] += 1
             c[2] += "click" in row.clicks
             c[3] += "like" in row.clicks
-        self.out.append(row)
 
     def _close(self) -> None:
         self.batches.append(self.out)
