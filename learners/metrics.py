@@ -134,9 +134,10 @@ class GroupedSums:
     @classmethod
     def of(cls, losses: F64, labels: Any, probabilities: F64, groups: Any, count: int) -> Self:
         """Sums of rows [n] whose group lies in [0, count)."""
+        place = np.asarray(groups, np.intp)  # once, not in each count
 
         def add(weights: Any = None) -> F64:
-            return np.bincount(groups, weights, minlength=count).astype(np.float64)
+            return np.bincount(place, weights, minlength=count).astype(np.float64)
 
         return cls(
             n_G=add(),

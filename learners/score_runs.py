@@ -129,16 +129,25 @@ def aucs(runs: ScoreRuns) -> GroupAucs:
     )
 
 
-def bucket_aucs(buckets: Any, labels: Any, groups: Any, group_count: int) -> GroupAucs:
-    """AUC within groups from counts of positives and negatives over buckets of the score.
+def bucket_cells(buckets: Any, labels: Any) -> NDArray[np.int32]:
+    """One number for (bucket of the score, label), which `bucket_aucs` counts by group."""
+    cells = np.asarray(buckets).astype(np.int32)
+    cells *= 2
+    cells += np.asarray(labels).astype(np.int8)
+    return cells
+
+
+def bucket_aucs(cells_n: NDArray[np.int32], width: int, groups: Any, group_count: int) -> GroupAucs:
+    """AUC within groups from counts of positives and negatives over `width` buckets of the score.
 
     The counts are the mergeable state; rows of one bucket count as ties. For many rows in few
     groups: the cost is one count, without a sort.
     """
-    b, g = np.asarray(buckets), np.asarray(groups).astype(np.int64)
-    width = int(b.max(initial=0)) + 1
-    cell = (g * width + b) * 2 + np.asarray(labels).astype(np.int64)
-    counts = np.bincount(cell, minlength=group_count * width * 2).reshape(group_count, width, 2)
+    place = np.asarray(groups).astype(np.int64)
+    place *= 2 * width
+    place += cells_n
+    counts = np.bincount(place, minlength=group_count * width * 2)
+    counts = counts.reshape(group_count, width, 2)
     negative, positive = counts[:, :, 0], counts[:, :, 1]
     below = np.cumsum(negative, 1) - negative
     pairs_G = positive.sum(1).astype(np.float64) * negative.sum(1)

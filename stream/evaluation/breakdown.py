@@ -8,7 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learners.metrics import GroupedSums, LossSums, Score, Undefined, entropy
-from learners.score_runs import GroupAucs, ScoreRuns, aucs, bucket_aucs, score_runs, scores_of_codes
+from learners.score_runs import (
+    GroupAucs,
+    ScoreRuns,
+    aucs,
+    bucket_aucs,
+    bucket_cells,
+    score_runs,
+    scores_of_codes,
+)
 from stream.evaluation.span import Reasons, Span
 
 F64 = NDArray[np.float64]
@@ -32,11 +40,12 @@ class ArmTable:
         self.labels = span.rows.label_n
         self.predicted = span.probabilities(arm)
         self._logits = span.rows.logits[arm]
-        self._bucket_n: NDArray[np.uint16] | None = None
+        self._cells_n: NDArray[np.int32] | None = None
         if len(self.labels) > EXACT_ROWS_MAX:
             at = np.linspace(0, len(runs.code_R) - 1, BUCKETS + 1).astype(np.int64)[1:-1]
             edges = scores_of_codes(np.unique(runs.code_R[at]))
-            self._bucket_n = np.searchsorted(edges, self._logits, side="right").astype(np.uint16)
+            bucket_n = np.searchsorted(edges, self._logits, side="right")
+            self._cells_n = bucket_cells(bucket_n, self.labels)
         self.total = LossSums(
             n=len(span),
             weight=float(len(span)),
@@ -53,8 +62,8 @@ class ArmTable:
         """AUC of each group that has rows."""
         found: GroupAucs = (
             aucs(score_runs(self._logits, self.labels, groups))
-            if self._bucket_n is None
-            else bucket_aucs(self._bucket_n, self.labels, groups, count)
+            if self._cells_n is None
+            else bucket_aucs(self._cells_n, BUCKETS, groups, count)
         )
         scores = zip(found.group_G, found.auc_G, found.defined_G, strict=True)
         return {int(g): float(auc) if defined else ONE_CLASS for g, auc, defined in scores}

@@ -19,6 +19,7 @@ from stream.evaluation.rows import PredictionRows
 from stream.evaluation.span import Reasons, Span, missing_by_hour, select, span_of
 
 PAIRS_MAX = 28
+_THROUGHPUT = ("samples_per_s", "events_per_s", "seconds")
 
 
 def evaluate(rows: PredictionRows, options: EvaluationOptions | None = None) -> dict[str, Any]:
@@ -32,6 +33,8 @@ def evaluate(rows: PredictionRows, options: EvaluationOptions | None = None) -> 
     _check_names(rows, options)
     reasons = Reasons()
     log_ms = (int(rows.ts_ms_n.min()), int(rows.ts_ms_n.max())) if len(rows) else (None, None)
+    if not len(rows):
+        reasons["log_from_ms"] = reasons["log_to_ms"] = "no rows"
     selection = select(rows, options, reasons)
     if not selection.keep_n.all():
         # The name moves on, so that rows nobody else holds are freed before the scores need room.
@@ -66,10 +69,7 @@ def evaluate(rows: PredictionRows, options: EvaluationOptions | None = None) -> 
         "pairs": pairs,
         "placebo": placebos,
         "freshness": _freshness(span, entries, options, reasons) if len(span) else [],
-        "throughput": {
-            name: options.throughput.get(name)
-            for name in ("samples_per_s", "events_per_s", "seconds")
-        },
+        "throughput": {name: options.throughput.get(name) for name in _THROUGHPUT},
         "missing": missing_by_hour(span),
         "reasons": reasons.by_path,
     }
@@ -88,6 +88,15 @@ def _check_names(rows: PredictionRows, options: EvaluationOptions) -> None:
 
 
 def _notes(rows: PredictionRows, span: Span, options: EvaluationOptions, reasons: Reasons) -> None:
+    for name in _THROUGHPUT:
+        if options.throughput.get(name) is None:
+            reasons[f"throughput.{name}"] = "not measured"
+    recorded = {"missing_vector": rows.has_vector_n, "empty_history": rows.history_len_n}
+    for name, column in recorded.items():
+        if column is None:
+            reasons[f"missing.{name}"] = "not recorded in the prediction log"
+    if not len(rows):
+        reasons["from_ms"] = reasons["to_ms"] = "no rows"
     if span.unsettled_rows:
         reasons["unsettled_rows"] = (
             f"the label windows of {span.unsettled_rows} rows end after the log: "

@@ -1,4 +1,4 @@
-"""Seconds and peak memory of an evaluation of many predictions, from Parquet to the value."""
+"""Seconds and peak memory of a report of many predictions, from Parquet to the page."""
 
 from __future__ import annotations
 
@@ -54,13 +54,17 @@ def make(path: Path, rows: int, arms: int, slate: int) -> None:
 
 def measure(path: Path) -> dict[str, float]:
     from stream.evaluation import EvaluationOptions, evaluate, read_rows
+    from stream.report.page import write_page
 
     start = time.perf_counter()
     before_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     value = evaluate(read_rows(path), EvaluationOptions(window_ms=60_000, warm_up_share=0.05))
+    evaluated = time.perf_counter()
+    write_page(value, path.with_suffix(".html"), title="bench")
     return {
         "rows": value["rows"] + value["warm_up_rows"],
         "seconds": round(time.perf_counter() - start, 1),
+        "page_seconds": round(time.perf_counter() - evaluated, 1),
         "cpu_seconds": round(time.process_time(), 1),
         "imported_mib": round(before_mib),
         "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),

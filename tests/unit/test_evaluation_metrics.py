@@ -19,7 +19,14 @@ from learners.metrics import (
     log_losses,
     undo_down_sampling,
 )
-from learners.score_runs import aucs, bucket_aucs, score_codes, score_runs, scores_of_codes
+from learners.score_runs import (
+    aucs,
+    bucket_aucs,
+    bucket_cells,
+    score_codes,
+    score_runs,
+    scores_of_codes,
+)
 from learners.slates import slate_scores
 
 
@@ -61,7 +68,7 @@ def test_auc_from_buckets_is_close_to_the_exact_one():
     s, y = click_log(60_000)
     g = np.random.default_rng(2).integers(0, 6, 60_000)
     edges = np.quantile(s, np.linspace(0, 1, 8_193)[1:-1])
-    found = bucket_aucs(np.searchsorted(edges, s), y, g, 7)
+    found = bucket_aucs(bucket_cells(np.searchsorted(edges, s), y), 8_192, g, 7)
     exact = aucs(score_runs(s, y, g))
     np.testing.assert_array_equal(found.group_G, exact.group_G)
     np.testing.assert_array_equal(found.n_G, exact.n_G)

@@ -36,10 +36,14 @@ def nulls(value, path=""):
     """Dotted paths of all nulls; entries of lists go by name, date or slice."""
     if isinstance(value, dict):
         for name, inner in value.items():
+            if name == "decision":  # its words say what is open
+                continue
             yield from nulls(inner, f"{path}.{name}".lstrip("."))
     elif isinstance(value, list):
         for inner in value:
             key = inner.get("name") or inner.get("date")
+            if "a" in inner:
+                key = f"{inner['a']}.{inner['b']}"
             if "by" in inner:
                 key = f"{inner['by']}.{inner['value']}"
             yield from nulls(inner, f"{path}.{key}" if key else path)
@@ -216,14 +220,15 @@ def test_the_causal_base_rate_knows_the_past_alone():
 
 
 def test_every_null_has_its_reason():
-    log = some(columns(300), slice(0, 300))
+    log = two_arms(300, users=5, days=2)
     del log["batch"], log["has_vector"], log["history_len"]
     log["label"][:] = 0
     value = evaluate(rows_of(log), OPTIONS)
-    paths = set(nulls({"arms": value["arms"]}))
+    paths = set(nulls(value))
     assert {p for p in paths if p not in value["reasons"]} == set()
     assert value["arms"][0]["metrics"]["calibration"] is None
-    assert value["reasons"]["arms.logit.metrics.calibration"] == "no positives"
+    assert value["reasons"]["arms.a.metrics.calibration"] == "no positives"
+    assert "5 blocks are too few" in value["reasons"]["pairs.a.b.low"]
     assert value["reasons"]["slices.missing vector"] == "not recorded in the prediction log"
     assert value["missing"][0]["missing_vector"] is None
     json.dumps(value, allow_nan=False)
