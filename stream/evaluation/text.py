@@ -111,7 +111,7 @@ def _reasons(reasons: Mapping[str, str]) -> str:
     if not reasons:
         return ""
     listed = list(reasons.items())
-    lines = [f"- `{path}`: {_plain(why)}" for path, why in listed[:REASONS_MAX]]
+    lines = [f"- {_plain(path)}: {_plain(why)}" for path, why in listed[:REASONS_MAX]]
     if len(listed) > REASONS_MAX:
         lines.append(f"- {len(listed) - REASONS_MAX} more in report.json")
     return "\n".join(["Undefined or left out:", "", *lines])
