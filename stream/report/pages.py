@@ -91,4 +91,6 @@ def _title(evaluation: Content) -> str:
     names = [arm["name"] for arm in evaluation["arms"]]
     if len(names) == 2:
         return f"{names[0]} against {names[1]}"
+    if len(names) > 3:
+        return f"{names[0]} and {len(names) - 1} others"
     return ("Comparison of " if len(names) > 1 else "Replay of ") + ", ".join(names)

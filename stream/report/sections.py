@@ -316,9 +316,9 @@ def _health(value: Value, offset: int) -> Section:
 def _notes(reasons: Value) -> Section:
     return Section(
         name="notes",
-        title="Undefined values",
-        html=f"<details><summary>{count(len(reasons))} values have no number, each with its "
-        f"reason</summary>{tables.notes(reasons)}</details>"
+        title="Notes",
+        html=f"<details><summary>{count(len(reasons))} notes: values without a number, rows left "
+        f"out, and why</summary>{tables.notes(reasons)}</details>"
         if reasons
         else "",
     )

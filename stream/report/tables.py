@@ -20,6 +20,8 @@ from stream.report.words import (
     signed,
 )
 
+# Beside more arms, meanings would be a narrow column of many lines: they show on pointing then.
+MEANINGS_ARMS_MAX = 4
 Best = Literal["low", "high", "none"]
 
 
@@ -79,14 +81,16 @@ def scores(arms: Sequence[Value]) -> str:
         f'<th scope="col" class="num">{swatch(i)}{escape(arm["name"])}</th>'
         for i, arm in enumerate(arms)
     )
+    told = '<th scope="col" class="says">meaning</th>' if len(arms) <= MEANINGS_ARMS_MAX else ""
+    columns = len(arms) + (2 if told else 1)
     body = []
     for title, group in SCORES:
         rows = [_score_row(score, arms) for score in group if _defined(score, arms)]
         if rows:
-            body.append(f'<tr class="group"><th scope="rowgroup" colspan="{len(arms) + 2}">{title}'
-                        f"</th></tr>{''.join(rows)}")  # fmt: skip
+            head = f'<th scope="rowgroup" colspan="{columns}">{title}</th>'
+            body.append(f'<tr class="group">{head}</tr>{"".join(rows)}')
     return _scrolling(
-        f'<thead><tr><th scope="col">score</th>{heads}<th scope="col" class="says">meaning</th>'
+        f'<thead><tr><th scope="col">score</th>{heads}{told}'
         f"</tr></thead><tbody>{''.join(body)}</tbody>",
         kind="scores",
     )
@@ -106,10 +110,8 @@ def _score_row(score: Score, arms: Sequence[Value]) -> str:
         if group := arm.get("groups", {}).get(score.key):
             shown += f'<span class="sub">{_skipped(group)}</span>'
         cells.append(f'<td class="num">{shown}</td>')
-    return (
-        f'<tr><th scope="row">{score.name}</th>{"".join(cells)}<td class="says">{score.says}</td>'
-        "</tr>"
-    )
+    told = f'<td class="says">{score.says}</td>' if len(arms) <= MEANINGS_ARMS_MAX else ""
+    return f'<tr><th scope="row" title="{score.says}">{score.name}</th>{"".join(cells)}{told}</tr>'
 
 
 def _best(score: Score, values: Sequence[float | None]) -> set[int]:

@@ -67,7 +67,7 @@ def duration(ms: float | None) -> str:
         return MISSING
     for name, size in (("d", 86_400_000), ("h", 3_600_000), ("min", 60_000), ("s", 1_000)):
         if ms >= size:
-            return f"{ms / size:g} {name}"
+            return f"{ms / size:.3g} {name}"
     return f"{ms:g} ms"
 
 

@@ -113,6 +113,14 @@ def test_scores_are_shown_with_what_they_left_out():
     assert "arms.id_content.metrics.gauc_request every request shows one item" in text
 
 
+def test_meanings_of_scores_stand_beside_few_arms_and_are_pointed_at_beside_many():
+    few = Reader(page(evaluation(tuple("abcd"))))
+    many = Reader(page(evaluation(tuple("abcdef"))))
+    assert ("td", {"class": "says"}) in few.tags
+    assert ("td", {"class": "says"}) not in many.tags
+    assert any(tag == "th" and "1 = right on average" in a.get("title", "") for tag, a in many.tags)
+
+
 def test_what_has_no_value_is_a_dash_and_never_nan():
     value = evaluation()
     value["arms"][0]["metrics"]["auc"] = None
