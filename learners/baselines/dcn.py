@@ -39,8 +39,8 @@ class DcnConfig:
     dim: int = 8
     cross_layers: int = 2
     hidden: tuple[int, ...] = (64, 32)
-    optimizer: Literal["adam", "adagrad"] = "adam"
-    lr: float = 1e-3
+    optimizer: Literal["adam", "adagrad"] = "adagrad"
+    lr: float = 0.01
     sigma: float = 0.01
     seed: int = 1
     threads: int = 1

@@ -23,16 +23,12 @@ if TYPE_CHECKING:
     from vowpalwabbit import Workspace
 
 
-def _with_crosses() -> HashedRowsConfig:
-    return HashedRowsConfig(crosses=(("*",),), dense=False)
-
-
 @dataclass(frozen=True, kw_only=True)
 class VwConfig:
     """Step size, decay of step sizes, L2 penalty, and further arguments as on its command line."""
 
-    rows: HashedRowsConfig = field(default_factory=_with_crosses)
-    lr: float = 0.05
+    rows: HashedRowsConfig = field(default_factory=HashedRowsConfig)
+    lr: float = 0.15
     power_t: float = 0.5
     l2: float = 0.0
     arguments: str = ""
