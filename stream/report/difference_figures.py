@@ -70,7 +70,7 @@ def differences(rows: Sequence[tuple[str, Value]], better: tuple[str, str]) -> F
     ]  # fmt: skip
     return figure(
         data,
-        x=axis(title, tickformat=".4~f", nticks=6, range=holding(
+        x=axis(title, tickformat=".4~f", nticks=5, tickangle=0, range=holding(
             [row.get(key) for _, row in known for key in ("mean", "low", "high")], 0.0)),
         y=axis(tickvals=places, ticktext=[name for name, _ in known],
                range=[-0.7, len(known) - 0.3], showgrid=False, fixedrange=True),
