@@ -58,7 +58,7 @@ def report_of(
             {
                 "arms": [arm.name for arm in one.arms], "predictions": str(one.predictions),
                 "counts": one.counts, "learners": one.learners, "seconds": one.seconds,
-                "samples_per_s": one.samples / max(one.from_first_impression_s, 1e-9),
+                "samples_per_s": one.samples_per_s,
                 "events_per_s": one.events / max(one.seconds, 1e-9),
             }
             for one in passes
@@ -78,7 +78,7 @@ def evaluated(passes: Sequence[Pass], arms: Sequence[Arm], options: dict[str, An
 
     config = arms[0].config
     seconds = sum(one.seconds for one in passes)
-    first_s = sum(one.from_first_impression_s for one in passes)
+    samples_s = sum(one.samples / one.samples_per_s for one in passes if one.samples)
     return evaluate(
         align({f"pass {n}": read_rows(one.predictions) for n, one in enumerate(passes)}),
         EvaluationOptions(
@@ -97,7 +97,7 @@ def evaluated(passes: Sequence[Pass], arms: Sequence[Arm], options: dict[str, An
             sync_ms=_waits(arms, passes[0].log_end_ms - (options["evaluate_from_ms"] or 0)),
             reference=arms[0].name if any(arm.sync_ms is not None for arm in arms) else None,
             throughput={
-                "samples_per_s": sum(one.samples for one in passes) / max(first_s, 1e-9),
+                "samples_per_s": sum(one.samples for one in passes) / max(samples_s, 1e-9),
                 "events_per_s": sum(one.events for one in passes) / max(seconds, 1e-9),
                 "seconds": seconds,
             },

@@ -77,7 +77,7 @@ def full_report(
     """report.json of a replay."""
     pipeline, config = result.composition.pipeline, result.composition.config
     throughput = {
-        "samples_per_s": result.samples_run / max(result.from_first_impression_s, 1e-9),
+        "samples_per_s": result.samples_per_s,
         "events_per_s": result.events_run / max(result.seconds, 1e-9),
     }
     return {

@@ -31,7 +31,7 @@ Progress = Callable[[int, int], None]
 class Pass:
     """One pass over the logs: its arms, where their predictions are, and the run's counts.
 
-    Seconds are wall time; `from_first_impression_s` leaves history out.
+    Seconds are wall time; `samples_per_s` leaves history out.
     """
 
     arms: list[Arm]
@@ -42,7 +42,7 @@ class Pass:
     samples: int
     events: int
     seconds: float
-    from_first_impression_s: float
+    samples_per_s: float
     source_ids: list[str] = field(default_factory=list)
 
 
@@ -79,7 +79,7 @@ def run_passes(
                     learners=dict(result.composition.pipeline.learner.counts()),
                     log_end_ms=result.log_end_ms, samples=result.samples_run,
                     events=result.events_run, seconds=result.seconds,
-                    from_first_impression_s=result.from_first_impression_s,
+                    samples_per_s=result.samples_per_s,
                     source_ids=result.source_ids,
                 )
             )  # fmt: skip

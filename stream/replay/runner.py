@@ -46,13 +46,18 @@ class ReplayConfig:
 
 @dataclass(slots=True, kw_only=True)
 class ReplayResult:
-    """A finished replay. Seconds are wall time; `from_first_impression_s` leaves history out."""
+    """A finished replay. Seconds are wall time.
+
+    `from_first_impression_s` leaves history out, and the chunk of the first impression with it,
+    which held `first_samples` samples.
+    """
 
     composition: Composition
     predictions: Path
     restored: Restored
     seconds: float
     from_first_impression_s: float
+    first_samples: int
     samples_run: int
     events_run: int
     snapshots: int
@@ -60,6 +65,14 @@ class ReplayResult:
     """Event time at which the logs end: windows open then were closed early."""
     source_ids: list[str] = field(default_factory=list)
     items_rejected_by_reason: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def samples_per_s(self) -> float:
+        """Speed without the history before the first impression; of all, where a log is short."""
+        rest = self.samples_run - self.first_samples
+        if rest < self.samples_run / 2:
+            return self.samples_run / max(self.seconds, 1e-9)
+        return rest / max(self.from_first_impression_s, 1e-9)
 
 
 class Replay:
@@ -93,6 +106,7 @@ class Replay:
         self._refused_before: dict[str, int] = dict(self.restored.meta.get("items_refused_to", {}))
         self._refused_to = dict(self._refused_before)
         self._first_impression_s = 0.0
+        self._first_samples = 0
         self._events_run = 0
         self._ends: dict[TopicPartition, int] = {}
 
@@ -158,6 +172,7 @@ class Replay:
             restored=self.restored,
             seconds=ended - started,
             from_first_impression_s=ended - first,
+            first_samples=max(self._first_samples - before, 0),
             samples_run=pipeline.ledger.samples - before,
             events_run=self._events_run,
             snapshots=self._checkpoints.taken if self._checkpoints else 0,
@@ -215,6 +230,7 @@ class Replay:
         if not self._first_impression_s and any(b.tp.topic == topics.impressions for b in mine):
             # After the chunk: all history before the first impression is released with it.
             self._first_impression_s = time.perf_counter()
+            self._first_samples = pipeline.ledger.samples
         if self._checkpoints is not None and self._options.snapshot_every:
             self._snapshot(final=False)
 
