@@ -81,6 +81,10 @@ bench: $(READY) ## the benchmarks, one after the other
 	@for b in tests/benchmarks/bench_*.py; do echo "== $$b"; \
 		$(BIN)/python -m $$(echo $${b%.py} | tr / .); done
 
+.PHONY: tune
+tune: $(READY) ## search the ranker's settings on days before the evaluated ones (goes on where it stopped)
+	$(BIN)/python -m tests.benchmarks.tune
+
 .PHONY: compose-check
 compose-check: $(READY) ## docker-compose.yml: statically, and on a container engine where one starts
 	$(BIN)/python -m tests.support.compose_check

@@ -26,6 +26,8 @@ class IdContentConfig(StepConfig):
     hidden: tuple[int, ...] = (64, 32)
     content_projection: int = 16
     """Columns that each content vector is projected to."""
+    repeats: bool = True
+    """How often the item itself stands in each history is an input."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -47,7 +49,9 @@ class IdContentNet(nn.Module):
     def __init__(self, spec: FeatureSpec, config: IdContentConfig) -> None:
         super().__init__()
         histories = sum(bag.is_history for bag in spec.bags) if spec.content_dim else 0
-        width = sum(f.dim for f in spec.ids) + len(spec.dense) + len(repeat_columns(spec))
+        width = sum(f.dim for f in spec.ids) + len(spec.dense)
+        self.repeats = config.repeats
+        width += len(repeat_columns(spec)) * config.repeats
         width += sum(spec.fields[spec.field_of(bag.field)].dim for bag in spec.bags)
         p = config.content_projection
         self.content_dim = spec.content_dim
@@ -71,7 +75,7 @@ class IdContentNet(nn.Module):
         """Residual logits, float32 [B]."""
         parts = [e.flatten(1) for e in x.embedded_BFD]
         parts += [p for table in x.pooled_BD for p in table]
-        parts += [x.dense_BD, x.repeats_BH]
+        parts += [x.dense_BD, x.repeats_BH] if self.repeats else [x.dense_BD]
         parts += self._content(x)
         if self.padding:
             parts.append(x.dense_BD.new_zeros(len(x.dense_BD), self.padding))

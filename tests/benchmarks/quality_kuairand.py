@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 
 from learners import metrics as m
 from stream.importers.kuairand import request_ids
-from stream.replay.report import read_predictions
 from stream.replay.runner import Replay, ReplayConfig
 from stream.times import time_ms
 from tests.support.bench import (
@@ -43,6 +42,7 @@ DAY_MS, OFFSET_MS = 86_400_000, 8 * 3_600_000
 GROUP_SAMPLES = 2_000
 COLD_VIDEO, COLD_USER = 10, 5
 RATES = ("ranker.name=smoothed_rates", 'ranker.options.counters=["user", "video", "tab"]')
+COLUMNS = ("request_id", "item_id", "user_id", "ts_ms", "label", "logit")
 HEADER = (
     "run", "label", "samples", "positives", "log loss", "NE", "AUC", "calibration",
     "calibration by day", "calibration by tab", "AUC tab 1", "AUC cold videos", "AUC cold users",
@@ -102,7 +102,8 @@ def predictions(run: Run, more: tuple[str, ...]) -> dict[str, NDArray[Any]]:
         config = kuairand_config(*run.overrides, *more)
         result = Replay(config, ReplayConfig(logs=(log,), report=Path(folder))).run()
         result.composition.close()
-        return read_predictions(result.predictions)
+        table = pq.read_table(result.predictions, columns=list(COLUMNS))
+        return {name: table[name].to_numpy() for name in COLUMNS}
 
 
 def tabs_by_request() -> dict[int, int]:
@@ -141,8 +142,6 @@ def auc(rows: dict[str, NDArray[Any]], own: NDArray[np.bool_]) -> str:
 
 def row_of(run: Run, rows: dict[str, NDArray[Any]], tabs: dict[int, int]) -> list[object]:
     """A row of the table."""
-    names = ("request_id", "item_id", "user_id", "ts_ms", "label", "logit")
-    rows = {name: rows[name] for name in names}
     order = np.lexsort((rows["request_id"], rows["ts_ms"]))
     rows = {name: column[order] for name, column in rows.items()}
     rows["videos"], rows["users"] = seen_before(rows["item_id"]), seen_before(rows["user_id"])
