@@ -32,6 +32,10 @@ SMALL: dict[str, Any] = {
 }
 """Few users and items, so that a short stream has something to learn of each."""
 
+AT_ONCE: dict[str, Any] = {"adam": {"averaged_rows": 0}}
+"""Options of `id_content`: predict with the weights as they are; an average over thousands of rows
+would be over half of such a stream."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replayed:
@@ -70,7 +74,8 @@ def stream_of(folder: Path, **settings: Any) -> Path:
 def config_of(name: str = "id_content", **changes: Any) -> Config:
     """The synthetic preset for short streams with the learner `name`.
 
-    `features` and `counters` keep those of these names (None: all); `options` are the learner's;
+    `features` and `counters` keep those of these names (None: all); `options` are the learner's,
+    by default `AT_ONCE` for `id_content`;
     `items` and `stream` change settings of these tables; `plain_counts` turns decay off.
     """
     table = loader.to_dict(load_config("synthetic", ()))
@@ -85,7 +90,8 @@ def config_of(name: str = "id_content", **changes: Any) -> Config:
             one["half_life_hours"] = 0
     table["report"] = {"fields": []}
     table["stream"] |= {"batch_size": 256, "linger_ms": 3_600_000}
-    table["ranker"] |= {"name": name, "options": changes.pop("options", {})}
+    options = changes.pop("options", AT_ONCE if name == "id_content" else {})
+    table["ranker"] |= {"name": name, "options": options}
     for name_, values in changes.items():
         table[name_] = table[name_] | values if isinstance(values, dict) else values
     return loader.build(Config, table)
