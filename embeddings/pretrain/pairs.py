@@ -146,3 +146,50 @@ def _rank(group_n: I64) -> I64:
 def _rank_from_end(group_n: I64) -> I64:
     """The same, counted from the run's end."""
     return _rank(group_n[::-1])[::-1]
+
+
+def nearest_pairs(pairs: Pairs, items_N: I64, vectors_ND: NDArray[np.float32]) -> Pairs:
+    """Of the pairs with one right item at one time of one user, that whose left is most like it.
+
+    The trigger of QARM's user-to-item pairs: of what a user took lately, the item closest to the
+    target in an id space. `items_N` sorted keys of `vectors_ND`, which are of unit length; pairs
+    with an item that has none are left out.
+    """
+    pairs = pairs.where(np.isin(pairs.left_P, items_N) & np.isin(pairs.right_P, items_N))
+    left = vectors_ND[np.searchsorted(items_N, pairs.left_P)]
+    right = vectors_ND[np.searchsorted(items_N, pairs.right_P)]
+    cosine_P = np.einsum("pd,pd->p", left, right)
+    order = np.lexsort((-cosine_P, pairs.right_P, pairs.user_P))
+    first = np.ones(len(order), np.bool_)
+    first[1:] = (np.diff(pairs.user_P[order]) != 0) | (np.diff(pairs.right_P[order]) != 0)
+    keep = np.zeros(len(pairs), np.bool_)
+    keep[order[first]] = True
+    return pairs.where(keep)
+
+
+def hard_negatives(pairs: Pairs, shown: Interactions, taken: Interactions) -> tuple[I64, I64]:
+    """For each pair the item that its user last passed over, and whether there is one (0, 1) [P].
+
+    Passed over: shown at or before the pair's time and never taken by that user.
+    """
+    both = (
+        np.concatenate((taken.user_n, shown.user_n)),
+        np.concatenate((taken.item_n, shown.item_n)),
+    )
+    _, code = np.unique(np.stack(both), axis=1, return_inverse=True)
+    code = code.ravel()
+    passed = shown.where(~np.isin(code[len(taken) :], code[: len(taken)]))
+    order = np.lexsort((passed.ts_ms_n, passed.user_n))
+    passed = Interactions(passed.user_n[order], passed.item_n[order], passed.ts_ms_n[order])
+    if not len(passed):
+        return np.zeros(len(pairs), np.int64), np.zeros(len(pairs), np.int64)
+    # Both in one order of (user, time): the place of a pair is that of its last passed-over item.
+    users = np.concatenate((passed.user_n, pairs.user_P))
+    times = np.concatenate((passed.ts_ms_n, pairs.ts_ms_P))
+    is_pair = np.arange(len(users)) >= len(passed)
+    merged = np.lexsort((is_pair, times, users))
+    last = np.maximum.accumulate(np.where(is_pair[merged], -1, merged))
+    at_P = np.empty(len(pairs), np.int64)
+    at_P[merged[is_pair[merged]] - len(passed)] = last[is_pair[merged]]
+    found_P = (at_P >= 0) & (passed.user_n[np.maximum(at_P, 0)] == pairs.user_P)
+    return np.where(found_P, passed.item_n[np.maximum(at_P, 0)], 0), found_P.astype(np.int64)
