@@ -6,7 +6,7 @@ The only place that knows all of them; replay, worker, scoring and tests build t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from embeddings.embedder import Embedder, EmbedderConfig
 from embeddings.encoders.attributes import AttributeEncoder
+from embeddings.encoders.projection import ProjectedEncoder, read_projection
 from embeddings.encoders.protocol import Encoder
 from embeddings.encoders.table import TableEncoder
 from embeddings.vector_cache import VectorCacheConfig
@@ -28,7 +29,7 @@ from learners import catalog
 from learners.feature_spec import FeatureSpec
 from learners.learner import Learner
 from learners.side_by_side import SideBySide
-from stream.config import Config, RankerConfig
+from stream.config import Config, ItemsConfig, RankerConfig
 from stream.feature_plan import FeaturePlan, plan
 from stream.items import ItemTable, ItemTableConfig
 from stream.pipeline import OnlinePipeline, Span, no_span
@@ -75,22 +76,46 @@ def load_config(file: str | None, overrides: tuple[str, ...]) -> Config:
     return loader.load(Config, [path if path.suffix else loader.preset_path(name)], overrides)
 
 
-def embedder_of(config: Config) -> Embedder:
-    """The embedder of a configuration: pure, so that replay and worker give the same vectors.
+def raw_encoder_of(items: ItemsConfig) -> Encoder:
+    """The encoder of a configuration, before any projection.
 
     Raises InputError where `items.vectors_file` cannot be used.
     """
-    encoder: Encoder = AttributeEncoder(config.items.encoder())
-    if config.items.vectors_file:
-        file = read_vector_file(Path(config.items.vectors_file))
-        if file.dim != config.items.dim:
-            raise InputError(
-                f"items.vectors_file {config.items.vectors_file}: its vectors have {file.dim} "
-                f"numbers, but items.dim is {config.items.dim}; set items.dim={file.dim}"
-            )
-        encoder = TableEncoder(file)
+    if not items.vectors_file:
+        return AttributeEncoder(items.encoder())
+    file = read_vector_file(Path(items.vectors_file))
+    if file.dim != items.dim:
+        raise InputError(
+            f"items.vectors_file {items.vectors_file}: its vectors have {file.dim} numbers, but "
+            f"items.dim is {items.dim}; set items.dim={file.dim}"
+        )
+    return TableEncoder(file)
+
+
+def encoder_of(items: ItemsConfig) -> Encoder:
+    """The encoder of a configuration, with its projection if it names one.
+
+    Raises InputError where a file that it names cannot be used.
+    """
+    if not items.projection:
+        return raw_encoder_of(items)
+    projection = read_projection(Path(items.projection))
+    if projection.dim != items.dim:
+        raise InputError(
+            f"items.projection {items.projection}: its vectors have {projection.dim} numbers, but "
+            f"items.dim is {items.dim}; set items.dim={projection.dim}"
+        )
+    raw = raw_encoder_of(replace(items, dim=projection.given_dim))
+    return ProjectedEncoder(raw, projection)
+
+
+def embedder_of(config: Config) -> Embedder:
+    """The embedder of a configuration: pure, so that replay and worker give the same vectors.
+
+    Raises InputError where a file that it names cannot be used.
+    """
     settings = EmbedderConfig(dtype=config.items.dtype, supplied=config.items.supplied)
-    return Embedder(encoder, settings)
+    return Embedder(encoder_of(config.items), settings)
 
 
 def compose(

@@ -113,13 +113,15 @@ class ItemsConfig:
     """Item content to vectors. `dim` 0 turns content off.
 
     `supplied` names the vector of an item event that is used instead of an encoded one.
-    `vectors_file`: a file of item vectors by id, which stands for the encoder.
+    `vectors_file`: a file of item vectors by id, which stands for the encoder. `projection`: a file
+    of a trained projection, the last stage of the encoder.
     """
 
     dim: int = 128
     seed: int = 0
     supplied: str = ""
     vectors_file: str = ""
+    projection: str = ""
     attributes: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
     numeric: tuple[str, ...] = ()
