@@ -28,6 +28,7 @@ from learners.baselines.river_logistic import RiverLogistic
 from learners.baselines.vw import Vw, labelled, lines
 from learners.batch import MiniBatch
 from learners.feature_spec import FeatureSpec
+from stream.composition import compose
 from stream.config import Config, RankerConfig
 from stream.evaluation import EvaluationOptions, align, evaluate, read_rows
 from stream.replay.arms import Arm
@@ -35,11 +36,13 @@ from stream.replay.compare import run_passes
 from stream.replay.runner import Replay, ReplayConfig
 from stream.times import time_ms
 from tests.support.bench import (
+    LogInMemory,
     kuairand_config,
     kuairand_log,
     markdown,
     markdown_row,
     one_core,
+    run_chunks,
     setting,
 )
 
@@ -135,22 +138,18 @@ class Recorder:
 
 
 def recorded(samples: int) -> tuple[FeatureSpec, list[tuple[str, MiniBatch]]]:
-    """The first calls of a replay, up to so many samples learned."""
-    with tempfile.TemporaryDirectory() as folder:
-        config = kuairand_config("ranker.name=base_rate", "ranker.options={}")
-        replay = Replay(
-            config, ReplayConfig(logs=(kuairand_log(ENVELOPE),), report=Path(folder) / "r")
-        )
-        pipeline = replay.composition.pipeline
-        pipeline.learner = recorder = Recorder(pipeline.learner)
-        replay.run().composition.close()
-    learned, calls = 0, []
-    for call in recorder.calls:
-        if learned >= samples:
+    """What a learner is called with until it has learned so many samples of the slice."""
+    composition = compose(kuairand_config("ranker.name=base_rate"), None)
+    pipeline = composition.pipeline
+    pipeline.learner = recorder = Recorder(pipeline.learner)
+    log = LogInMemory(kuairand_log(ENVELOPE), 200)
+    log.begin(composition)
+    for chunk in (*log.history, *log.slice):
+        run_chunks(pipeline, [chunk])
+        if recorder.counts()["rows_learned"] >= samples:
             break
-        calls.append(call)
-        learned += len(call[1]) if call[0] == "learn_many" else 0
-    return pipeline.plan.spec, calls
+    composition.close()
+    return pipeline.plan.spec, recorder.calls
 
 
 def timed(run: Callable[[], Any]) -> float:
