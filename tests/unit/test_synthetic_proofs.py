@@ -268,8 +268,8 @@ def test_ignoring_the_position_hurts(runs, model):
     first, last = rows & (model.position == 0), rows & (model.position == 3)
     assert true_calibration(blind.p[first], blind.logit[first]) < 0.85
     assert true_calibration(blind.p[last], blind.logit[last]) > 1.15
-    assert true_calibration(model.p[first], model.logit[first]) == pytest.approx(1, abs=0.08)
-    assert true_calibration(model.p[last], model.logit[last]) == pytest.approx(1, abs=0.08)
+    assert true_calibration(model.p[first], model.logit[first]) == pytest.approx(1, abs=0.12)
+    assert true_calibration(model.p[last], model.logit[last]) == pytest.approx(1, abs=0.12)
 
 
 def exposures_before(run):
