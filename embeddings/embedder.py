@@ -11,7 +11,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from embeddings.encoders.protocol import Encoder
+from embeddings.encoders.protocol import Encoder, Loadable
 from embeddings.item_content import ItemContent, usable_attributes
 from embeddings.vector_codec import BadVector, DType, encode_item_vector
 
@@ -74,6 +74,11 @@ class Embedder:
     def dim(self) -> int:
         """Length of every vector."""
         return self._encoder.dim
+
+    def load(self) -> None:
+        """Read the encoder's weights now, not at the first item; raises EncoderUnavailable."""
+        if isinstance(self._encoder, Loadable):
+            self._encoder.load()
 
     def embed(self, items: Sequence[ItemContent]) -> Embedded:
         """Rows of the items that are new, changed or deleted. Encodes them in one call."""

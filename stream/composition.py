@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embeddings.embedder import Embedder, EmbedderConfig
-from embeddings.encoders.attributes import AttributeEncoder
+from embeddings.encoders import catalog as encoder_catalog
 from embeddings.encoders.projection import ProjectedEncoder, read_projection
 from embeddings.encoders.protocol import Encoder
 from embeddings.encoders.table import TableEncoder
+from embeddings.fusion import FusionConfig, fused, read_means
 from embeddings.vector_cache import VectorCacheConfig
 from embeddings.vector_file import read_vector_file
 from embeddings.vector_store import RocksVectorStore, RocksVectorStoreConfig
@@ -77,12 +78,16 @@ def load_config(file: str | None, overrides: tuple[str, ...]) -> Config:
 
 
 def raw_encoder_of(items: ItemsConfig) -> Encoder:
-    """The encoder of a configuration, before any projection.
+    """The encoder of a configuration, fused from several if it names them, before any projection.
 
-    Raises InputError where `items.vectors_file` cannot be used.
+    Raises InputError where a file that it names, or an encoder, cannot be used.
     """
     if not items.vectors_file:
-        return AttributeEncoder(items.encoder())
+        return fused(
+            encoder_catalog.build_all(items.encoders, items.encoder_options, items.encoder()),
+            FusionConfig(dim=max(items.dim, 1), seed=items.seed, weights=items.weights),
+            read_means(Path(items.mean_file)) if items.mean_file else None,
+        )
     file = read_vector_file(Path(items.vectors_file))
     if file.dim != items.dim:
         raise InputError(

@@ -114,7 +114,8 @@ class ItemsConfig:
 
     `supplied` names the vector of an item event that is used instead of an encoded one.
     `vectors_file`: a file of item vectors by id, which stands for the encoder. `projection`: a file
-    of a trained projection, the last stage of the encoder.
+    of a trained projection, the last stage of the encoder. `encoders`: names of encoders, whose
+    vectors are fused by `weights` after the means of `mean_file` are taken off.
     """
 
     dim: int = 128
@@ -122,12 +123,26 @@ class ItemsConfig:
     supplied: str = ""
     vectors_file: str = ""
     projection: str = ""
+    encoders: tuple[str, ...] = ("attributes",)
+    encoder_options: dict[str, dict[str, Any]] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=dict)
+    mean_file: str = ""
     attributes: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
     numeric: tuple[str, ...] = ()
     dtype: Literal["float16", "float32"] = "float16"
     cache_rows: int = 1_000_000
     pending_bytes_max: int = 64 << 20
+
+    def __post_init__(self) -> None:
+        if not self.encoders or len(set(self.encoders)) < len(self.encoders):
+            raise ValueError("items: encoders must be one or more names, each once")
+        for what in ("encoder_options", "weights"):
+            extra = sorted(set(getattr(self, what)) - set(self.encoders))
+            if extra:
+                raise ValueError(f"items: {what} of {extra}, which are not in encoders")
+        if bad := [name for name, weight in self.weights.items() if not 0 < weight <= 1_000]:
+            raise ValueError(f"items: weights must be above 0 and at most 1000: {bad}")
 
     def encoder(self) -> AttributeEncoderConfig:
         """Configuration of the attribute encoder."""

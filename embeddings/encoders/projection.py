@@ -18,7 +18,7 @@ import safetensors.numpy
 import xxhash
 from numpy.typing import NDArray
 
-from embeddings.encoders.protocol import Encoder
+from embeddings.encoders.protocol import Encoder, Loadable
 from embeddings.item_content import ItemContent
 from infra.errors import InputError
 
@@ -115,6 +115,11 @@ class ProjectedEncoder:
     def dim(self) -> int:
         """Length of every vector."""
         return self._projection.dim
+
+    def load(self) -> None:
+        """Read the weights of the encoder below; raises EncoderUnavailable."""
+        if isinstance(self._encoder, Loadable):
+            self._encoder.load()
 
     def encode_many(self, items: Sequence[ItemContent]) -> tuple[F32, NDArray[np.bool_]]:
         """`vectors_BD` float32 of unit length and `present_B`."""

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embeddings.item_content import ItemContent
+from infra.errors import InputError
+
+
+class EncoderUnavailable(InputError):  # reads as the state of the encoder
+    """A package, file or plug-in that an encoder needs is absent, or is not what it must be."""
 
 
 class Encoder(Protocol):
@@ -28,4 +33,32 @@ class Encoder(Protocol):
         self, items: Sequence[ItemContent]
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """`vectors_BD` float32 and `present_B`, False (a row of zeros) where there is no vector."""
+        ...
+
+
+@runtime_checkable
+class Loadable(Protocol):
+    """An encoder with weights, which it reads at its first use, or here."""
+
+    def load(self) -> None:
+        """Read the weights; raises EncoderUnavailable. A second call does nothing."""
+        ...
+
+
+@runtime_checkable
+class TokenEncoder(Protocol):
+    """An encoder that also gives states of an item's tokens, for methods that attend to them."""
+
+    @property
+    def token_dim(self) -> int:
+        """Length of one state."""
+        ...
+
+    def encode_tokens(
+        self, items: Sequence[ItemContent]
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """`states_BTD` float32 and `mask_BT`: False (zeros) behind an item's last token.
+
+        T is the longest of the batch, 0 where no item has a token.
+        """
         ...

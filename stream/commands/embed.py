@@ -39,6 +39,7 @@ def command(
     config = shell_config(config_file, overrides, broker)
     topics = config.topics
     embedder = embedder_of(load_config(config_file, overrides))
+    embedder.load()
     with admin_client(config.kafka) as admin:
         facts = describe(admin, [topics.items, topics.item_vectors, topics.dead_letters])
     for name in (topics.items, topics.item_vectors, topics.dead_letters):
