@@ -1,7 +1,8 @@
 """Record batches of impressions and clicks to EventColumns; never raises on bad bytes.
 
-The fast path is one msgspec call a message, then whole-batch columns; what msgspec refuses goes
-to `codec_salvage`. Items and item vectors are in `codec_items`.
+Usual records go through a compiled scan (`codec_scan`), all others through one msgspec call each
+and whole-batch columns; what msgspec refuses goes to `codec_salvage`. Items and item vectors are
+in `codec_items`.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stream.codec_blocks import Block, columns_of, plain_block
 from stream.codec_columnar import columnar_click_block, columnar_impression_block, good_messages
 from stream.codec_forms import Forms, WatermarkMessage, forms_of
 from stream.codec_rows import Caches, click_block, impression_block
 from stream.codec_salvage import salvage
+from stream.codec_scan import Scanner
 from stream.codec_spec import DecodeSpec, DenseSource, IdSource, MultiSource
 from stream.codec_unknown import unknown_fields
 from stream.columns import I64, EventColumns, EventKind, Rejected
@@ -48,8 +51,8 @@ class _Intake:
         self.marks: list[tuple[int, int]] = []
         self.rejected: list[Rejected] = []
 
-    def take(self, values: Sequence[bytes | None]) -> None:
-        """Decode all values."""
+    def take(self, values: Sequence[bytes | None], done: NDArray[np.bool_] | None) -> None:
+        """Decode all values, but those that are `done`."""
         forms, bytes_max = self._forms, self._spec.value_bytes_max
         decode, single, envelope, columnar = (
             forms.decode,
@@ -57,7 +60,9 @@ class _Intake:
             forms.envelope,
             forms.columnar,
         )
-        for record, value in enumerate(values):
+        left = range(len(values)) if done is None else np.flatnonzero(~done).tolist()
+        for record in left:
+            value = values[record]
             if value is None or len(value) > bytes_max:
                 self._salvage(record, value)
                 continue
@@ -138,6 +143,7 @@ class _Decoder:
         self._spec = spec
         self._forms = forms_of(spec)
         self._caches = Caches.empty()
+        self._scanner = Scanner(spec, spec.click_kinds)
         fields = (
             path for s in spec.sources if (path := s.path).startswith(("context.", "features."))
         )
@@ -152,8 +158,11 @@ class _Decoder:
     def decode(self, batch: RecordBatch) -> EventColumns:
         """All rows of the batch; bad events are REJECTED rows and entries of `.rejected`."""
         intake = _Intake(self._forms, self._spec)
-        intake.take(batch.values)
+        usual, done = self._scanner.scan(batch)
+        intake.take(batch.values, done)
         blocks = intake.mark_blocks()
+        if usual is not None:
+            blocks.append(usual)
         if intake.events:
             blocks.append(self._row_block(intake.events, *intake.places()))
         if intake.columnar:

@@ -172,20 +172,20 @@ def _drop_bad(block: Block) -> list[Rejected]:
         setattr(block, name, getattr(block, name)[keep])
     block.click_kind_n = block.click_kind_n[keep]
     if block.impressions is not None:
-        block.impressions = _kept(block.impressions, keep)
+        block.impressions = _taken(block.impressions, np.flatnonzero(keep))
     return list(first.values())
 
 
-def _kept(columns: ImpressionColumns, keep: NDArray[np.bool_]) -> ImpressionColumns:
+def _taken(columns: ImpressionColumns, row_n: NDArray[Any]) -> ImpressionColumns:
     names = columns.names
     if names is not None:
-        names = [names[row] for row in np.flatnonzero(keep).tolist()]
+        names = [names[row] for row in row_n.tolist()]
     return ImpressionColumns(
-        ids_mF=columns.ids_mF[keep],
-        multi_mM=tuple(multi[keep] for multi in columns.multi_mM),
-        dense_mX=columns.dense_mX[keep],
-        position_m=columns.position_m[keep],
-        propensity_m=columns.propensity_m[keep],
+        ids_mF=columns.ids_mF[row_n],
+        multi_mM=tuple(multi[row_n] for multi in columns.multi_mM),
+        dense_mX=columns.dense_mX[row_n],
+        position_m=columns.position_m[row_n],
+        propensity_m=columns.propensity_m[row_n],
         names=names,
     )
 
@@ -206,6 +206,10 @@ def _merged(blocks: list[Block], rejected: list[Rejected], spec: DecodeSpec) -> 
         place_n = _joined([block.place_n for block in blocks])
         order = np.argsort((record_n << _PLACE_BITS) | place_n, kind="stable")
         record_n = record_n[order]
+    imp_n, impressions = imp_n[order], _joined_impressions(shown, spec)
+    if len(shown) > 1:
+        impressions = _taken(impressions, imp_n[imp_n >= 0])
+        imp_n[imp_n >= 0] = np.arange(row)
     starts = np.flatnonzero(np.diff(record_n, prepend=-1))
     lengths = np.diff(np.append(starts, len(record_n)))
     return EventColumns(
@@ -217,8 +221,8 @@ def _merged(blocks: list[Block], rejected: list[Rejected], spec: DecodeSpec) -> 
         click_kind_n=_joined([block.click_kind_n for block in blocks])[order],
         record_n=record_n.astype(np.int32),
         index_n=(np.arange(len(record_n)) - np.repeat(starts, lengths)).astype(np.int32),
-        imp_n=imp_n[order],
-        impressions=_joined_impressions(shown, spec),
+        imp_n=imp_n,
+        impressions=impressions,
         rejected=rejected,
     )
 

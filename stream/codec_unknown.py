@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any, Final
 
 from stream.codec_salvage import unpacked
@@ -36,13 +37,20 @@ def unknown_fields(
     return found.unread({source.path for source in spec.sources})
 
 
+_Maps = Counter[tuple[object, ...]]
+
+
+def _names(maps: _Maps) -> Iterator[tuple[object, int]]:
+    return ((name, n) for names, n in maps.items() for name in names)
+
+
 class _Found:
-    """Names seen, by where they stand; `Counter.update` counts the keys of a map in C."""
+    """Names seen, by where they stand. Maps are counted by all their names at once: few differ."""
 
     def __init__(self) -> None:
-        self._events: Counter[object] = Counter()
-        self._shown: Counter[object] = Counter()
-        self._maps: dict[str, Counter[object]] = {"context": Counter(), "features": Counter()}
+        self._events: _Maps = Counter()
+        self._shown: _Maps = Counter()
+        self._maps: dict[str, _Maps] = {"context": Counter(), "features": Counter()}
         self._columns: Counter[object] = Counter()
 
     def take(self, message: dict[Any, Any]) -> None:
@@ -52,14 +60,14 @@ class _Found:
             for name in columns:
                 self._columns[name] += n
             return
-        self._events.update(message.keys())
+        self._events[*message] += 1
         events = message.get("events")
         if not isinstance(events, list):
             self._take_maps(message)
             return
         for event in events:
             if isinstance(event, dict):
-                self._events.update(event.keys())
+                self._events[*event] += 1
                 self._take_maps(event)
 
     def _take_maps(self, event: dict[Any, Any]) -> None:
@@ -67,24 +75,24 @@ class _Found:
         shown = event.get("items")
         for item in shown if isinstance(shown, list) else ():
             if isinstance(item, dict):
-                self._shown.update(item.keys())
+                self._shown[*item] += 1
                 self._count("features", item.get("features"))
 
     def _count(self, prefix: str, fields: object) -> None:
         if isinstance(fields, dict):
-            self._maps[prefix].update(fields.keys())
+            self._maps[prefix][*fields] += 1
 
     def unread(self, read: set[str]) -> dict[str, int]:
         """Names that nothing reads, in order of name."""
         names: Counter[str] = Counter()
-        for name, n in self._events.items():
+        for name, n in _names(self._events):
             if name not in _HEAD and name not in _EVENT:
                 names[str(name)] += n
-        for name, n in self._shown.items():
+        for name, n in _names(self._shown):
             if name not in _SHOWN:
                 names[f"items.{name}"] += n
         for prefix, fields in self._maps.items():
-            for name, n in fields.items():
+            for name, n in _names(fields):
                 names[f"{prefix}.{name}"] += n
         for name, n in self._columns.items():
             if name not in _EVENT and name != "position":

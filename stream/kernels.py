@@ -834,6 +834,32 @@ def touch(
 
 
 @_compiled
+def move_clock(
+    clock: int, queues: Queues, exposures: Exposures, users: Users, counters: Counters, p: Params
+) -> None:
+    """Go on to another key time: what waited for it changes state, old ids are forgotten."""
+    s, ring = queues.scalars, queues.forget
+    if p.delay_ms > 0:
+        delay_pending(
+            queues.pending, queues.delayed, queues.delayed_rows, s, exposures, p.exposed,
+            p.delay_ms,
+        )  # fmt: skip
+        apply_delayed(queues, users, counters, clock, p)
+    elif s[N_PENDING] > 0:
+        apply_pending(
+            queues.pending, s, exposures, users, counters, p.is_global, p.exposed,
+            p.history_mask, p.ring, p.items_max, p.session_gap_ms,
+        )  # fmt: skip
+    s[CLOCK] = clock
+    watermark = clock - p.lateness_ms
+    s[FLOOR] = max(s[FLOOR], watermark - p.window_ms - p.horizon_ms)
+    if s[FORGET_HEAD] < s[FORGET_TAIL] and (
+        ring[s[FORGET_HEAD] & (ring.shape[0] - 1), 1] < watermark or s[N_SEEN] >= p.ids_max
+    ):
+        forget(queues, watermark, p)
+
+
+@_compiled
 def advance(
     e: Events, start: int, stop: int, shown: Shown, queues: Queues, opened: Open, users: Users,
     counters: Counters, p: Params,
@@ -843,8 +869,7 @@ def advance(
     BATCH: `out` holds a batch; take it, free its slots, and call again from the same event. Where
     a batch closes depends on the events alone, never on `start` and `stop`.
     """
-    # Each array that a call passes costs: conditions are looked at here, before the calls.
-    s, ring = queues.scalars, queues.forget
+    s = queues.scalars
     n_kinds = p.windows_ms.shape[0]
     keep_ms = p.window_ms + p.horizon_ms
     exposures = Exposures(opened.number, opened.counter_row, opened.user_row, opened.ts)
@@ -855,24 +880,7 @@ def advance(
                 counters, p.is_global,
             )  # fmt: skip
         if e.clock[i] > s[CLOCK]:
-            if p.delay_ms > 0:
-                delay_pending(
-                    queues.pending, queues.delayed, queues.delayed_rows, s, exposures, p.exposed,
-                    p.delay_ms,
-                )  # fmt: skip
-                apply_delayed(queues, users, counters, e.clock[i], p)
-            elif s[N_PENDING] > 0:
-                apply_pending(
-                    queues.pending, s, exposures, users, counters, p.is_global, p.exposed,
-                    p.history_mask, p.ring, p.items_max, p.session_gap_ms,
-                )  # fmt: skip
-            s[CLOCK] = e.clock[i]
-            watermark = s[CLOCK] - p.lateness_ms
-            s[FLOOR] = max(s[FLOOR], watermark - keep_ms)
-            if s[FORGET_HEAD] < s[FORGET_TAIL] and (
-                ring[s[FORGET_HEAD] & (ring.shape[0] - 1), 1] < watermark or s[N_SEEN] >= p.ids_max
-            ):
-                forget(queues, watermark, p)
+            move_clock(e.clock[i], queues, exposures, users, counters, p)
         if s[N_PENDING] == 0:
             watermark = s[CLOCK] - p.lateness_ms
             closes = s[N_HEAP] > 0 and queues.heap[0, 0] < watermark
