@@ -40,6 +40,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "compare": ("stream.commands.compare", "Say which configuration predicts better, how surely."),
     "report": ("stream.commands.report", "Make the page and the text of finished runs again."),
     "pretrain": ("stream.commands.pretrain", "Learn item vectors from recorded behaviour."),
+    "codes": ("stream.commands.codes", "Fit codebooks: item vectors as discrete codes."),
     "ope": ("stream.commands.ope", "Judge another policy by a log with propensities."),
     "score": ("stream.commands.score", "Score impressions with a snapshot."),
     "snapshot": ("stream.commands.snapshot", "List, show and verify snapshots."),

@@ -1,0 +1,1 @@
+"""Codes: vectors as discrete ids (QARM, arXiv 2411.11739)."""
