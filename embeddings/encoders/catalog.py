@@ -18,7 +18,7 @@ from infra import config as loader
 GROUP: Final = "millrace.encoders"
 ATTRIBUTES: Final = "attributes"
 SUPPLIED: Final = "vector:"
-BUILT_IN: Final = (ATTRIBUTES, "text", "vector:NAME")
+BUILT_IN: Final = (ATTRIBUTES, "text", "minilm", "vector:NAME")
 
 
 def build(name: str, options: Mapping[str, Any], attributes: AttributeEncoderConfig) -> Encoder:
@@ -35,6 +35,10 @@ def build(name: str, options: Mapping[str, Any], attributes: AttributeEncoderCon
     if name == "text":
         defaults = {"dim": attributes.dim, "seed": attributes.seed}
         return HashedTextEncoder(loader.build(HashedTextConfig, defaults | dict(options), at=at))
+    if name == "minilm":
+        from embeddings.encoders.minilm import MiniLMConfig, MiniLMEncoder
+
+        return MiniLMEncoder(loader.build(MiniLMConfig, options, at=at))
     if name.startswith(SUPPLIED):
         config = loader.build(SuppliedConfig, options, at=at)
         try:
