@@ -283,7 +283,6 @@ class OnlinePipeline:
         else:
             self.join.fresh()
         slots = self.join.out()
-        weights_ms, self.weights_ms = self.weights_ms, self.join.clock_ms - stream.lateness_ms
         with self._span("assemble"):
             samples = self.join.samples(slots, settled=True)
             batch = self._assembler.batch(samples)
@@ -291,7 +290,9 @@ class OnlinePipeline:
             step = self.learner.learn_many(batch)
         if stream.predict_at == "settle":
             logits = step.logits_B.detach().cpu().numpy().reshape(len(slots), -1)
-            self.predicted.put(slots, logits, self.counts["steps"], weights_ms)
+            self.predicted.put(slots, logits, self.counts["steps"], self.weights_ms)
+        settled_ms = int(samples.ts_ms_n.max()) + self.plan.config.window_ms
+        self.weights_ms = max(self.weights_ms, settled_ms)
         predicted = self.predicted.get(slots)
         labels = batch.labels_BK.numpy()
         report.predictions.append(self._predictions(samples, batch, predicted))

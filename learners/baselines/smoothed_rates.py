@@ -19,10 +19,13 @@ from learners.feature_spec import FeatureSpec
 from learners.learner import StepReport
 from learners.step_inputs import trained_rows
 
+DECAYED = ".decayed"
+"""Ends the name of a counter's decayed copy, which counts the same impressions once more."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SmoothedRatesConfig:
-    """Names of the counters whose rates are added up; empty: all that the spec has."""
+    """Names of the counters whose rates are added up; empty: all, without their decayed copies."""
 
     counters: tuple[str, ...] = ()
 
@@ -55,7 +58,8 @@ class SmoothedRates:
         if not prior:
             raise ValueError("smoothed_rates: the spec has no dense input of group 'prior'")
         self.spec = spec
-        self._columns = [prior[0], *(rates[c] for c in (config.counters or rates))]
+        plain = [c for c in rates if not c.endswith(DECAYED)]
+        self._columns = [prior[0], *(rates[c] for c in (config.counters or plain))]
         self.step = self.rows_learned = self.skipped = 0
 
     def predict_many(self, batch: MiniBatch) -> Tensor:

@@ -177,9 +177,13 @@ def command(  # one parameter an option
     offset = offset_minutes(timezone, arms[0].config)
     start = time_ms(evaluate_from, offset)
     first = arms[0]
+    if sync_every and start is None:
+        raise InputError(
+            "compare: --sync-every needs --evaluate-from, the time from which copies are published"
+        )
     if sync_every:
         arms += [
-            published(first, one.strip(), start_ms=start or 1, offset_ms=offset * 60_000)
+            published(first, one.strip(), start_ms=start or 0, offset_ms=offset * 60_000)
             for one in sync_every.split(",")
         ]
     if placebo:

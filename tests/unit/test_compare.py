@@ -2,11 +2,15 @@
 
 import json
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from stream.cli import run
 from tests.support.replays import envelope_log, ranked_config, write_config
+from tests.support.streams import T0
+
+FROM = np.datetime64(T0 + 30_000, "ms").astype(str)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +60,7 @@ def test_an_arm_against_itself_differs_by_nothing(log, config, tmp_path):
 def test_published_copies_and_placebos_are_named_and_shown(log, config, tmp_path):
     report = tmp_path / "r"
     assert run(["compare", config, log, "--report", str(report), "--resamples", "20",
-                "--sync-every", "1m,never", "--placebo", "content",
+                "--sync-every", "1m,never", "--placebo", "content", "--evaluate-from", FROM,
                 "--permutations", "2"]) == 0  # fmt: skip
     whole = json.loads((report / "report.json").read_text())
     content = whole["evaluation"]
@@ -82,7 +86,11 @@ def test_published_copies_and_placebos_are_named_and_shown(log, config, tmp_path
         (["CONFIG", "LOG", "--arm", "net", "ranker.name=base_rate"], "a configuration has that"),
         (["CONFIG", "LOG", "--arm", "b", "ranker.name=bse_rate"], "did you mean 'base_rate'"),
         (["CONFIG", "LOG", "--arm", "b", "ranker.label=like"], "same ranker.label"),
-        (["CONFIG", "LOG", "--sync-every", "soon"], "interval 'soon'"),
+        (["CONFIG", "LOG", "--sync-every", "1h"], "--sync-every needs --evaluate-from"),
+        (
+            ["CONFIG", "LOG", "--evaluate-from", "2022-01-01", "--sync-every", "soon"],
+            "interval 'soon'",
+        ),
     ),
 )
 def test_what_cannot_be_compared_is_refused_in_a_line(
