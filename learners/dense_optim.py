@@ -25,7 +25,7 @@ class AdamConfig:
     not in steps, so that it means the same for any batch size.
     """
 
-    lr: float = 3e-3
+    lr: float = 4e-3
     beta1: float = 0.5
     beta2: float = 0.999
     eps: float = 1e-8

@@ -1,11 +1,14 @@
-"""Quality on the bundled slice: every learner, both labels, three seeds, and a placebo.
+"""Quality on the bundled slice: both labels, three seeds, a placebo, what each ingredient gives.
 
 Run: python -m tests.benchmarks.quality_kuairand [--seeds 0 1 2] [--runs WORD …] [--set A.B=C …]
+     python -m tests.benchmarks.quality_kuairand --ablation [--seeds 0 1]
 
-Each row is one `millrace replay` with the preset `kuairand`, predictions made at the impression,
-evaluated from 2022-04-30 00:00 UTC+8 on. Cold videos had under 10 samples before, cold users under
+Preset `kuairand`, predictions made at the impression, evaluated from 2022-04-30 00:00 UTC+8 on. The
+front runs once for each label and log; each row is a learner on the steps recorded there, which
+gives the logits of a `millrace replay`. Cold videos had under 10 samples before, cold users under
 5. The placebo imports the slice with attributes permuted among the videos: what it loses against
-the same seed is what content and attributes give beyond capacity.
+the same seed is what content and attributes give beyond capacity. The ablation leaves out one
+ingredient at a time; its interval is a paired bootstrap by user over the mean of the seeds.
 """
 
 from __future__ import annotations
@@ -13,7 +16,8 @@ from __future__ import annotations
 import argparse
 import shutil
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +28,8 @@ import torch
 from numpy.typing import NDArray
 
 from learners import metrics as m
-from stream.importers.kuairand import request_ids
-from stream.replay.runner import Replay, ReplayConfig
+from stream.evaluation.paired import paired_bootstrap
+from stream.keys import key_of, salt_of, salted
 from stream.times import time_ms
 from tests.support.bench import (
     BUNDLED,
@@ -35,48 +39,79 @@ from tests.support.bench import (
     markdown_row,
     setting,
 )
+from tests.support.recorded import Recording, record
 
 FROM = "2022-04-30T00:00:00+08:00"
 ENVELOPE = 100
+SMALLEST = 64
 DAY_MS, OFFSET_MS = 86_400_000, 8 * 3_600_000
 GROUP_SAMPLES = 2_000
 COLD_VIDEO, COLD_USER = 10, 5
-RATES = ("ranker.name=smoothed_rates", 'ranker.options.counters=["user", "video", "tab"]')
-COLUMNS = ("request_id", "item_id", "user_id", "ts_ms", "label", "logit")
 HEADER = (
     "run", "label", "samples", "positives", "log loss", "NE", "AUC", "calibration",
     "calibration by day", "calibration by tab", "AUC tab 1", "AUC cold videos", "AUC cold users",
+    "µs a sample",
+)  # fmt: skip
+ABLATION = ("without", "log loss", "difference", "95 %", "AUC", "AUC cold videos", "µs a sample")
+CROSSES = (
+    "hour_tab", "user_tab", "video_tab", "author_tab", "tag_tab", "user_author", "user_tag",
+    "user_video", "duration_tab", "user_duration", "active_tag",
 )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """A row of the table: name, overrides and log."""
+    """A row of the table: name, learner, its options, and the log."""
 
     name: str
     label: str
-    overrides: tuple[str, ...]
+    learner: str = "id_content"
+    options: Mapping[str, Any] = field(default_factory=dict)
     placebo: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """An ingredient: inputs to drop, options to change, samples a step (0: the preset's)."""
+
+    name: str
+    dropped: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    batch_size: int = 0
+
+
+PARTS = (
+    Part(name="nothing"),
+    Part(name="steps of 512 (1,024)", batch_size=1_024),
+    Part(name="averaged weights", options={"adam": {"averaged_rows": 0}}),
+    Part(name="beta1 .5 (.9)", options={"adam": {"beta1": 0.9}}),
+    Part(name="learning rate of ids .04 (.02)", options={"embedding": {"lr": 0.02}}),
+    Part(name="open impressions", dropped=("user.open", "video.open", "user_video.open")),
+    Part(name="click since the last impression", dropped=("clicked",)),
+    Part(name="gap", dropped=("gap",)),
+    Part(name="interactions", dropped=("user_interactions", "video_interactions")),
+    Part(name="repeats", options={"repeats": False}),
+    Part(name="history (and repeats)", dropped=("recent_videos",)),
+    Part(name="content vectors", dropped=("content",)),
+    Part(name="counters of crosses", dropped=tuple(f"{c}.*" for c in CROSSES)),
+    Part(name="user id", dropped=("user",)),
+    Part(name="author, music, tags", dropped=("author", "music", "tag")),
+    Part(name="cross layers", options={"cross_layers": 0}),
+)
 
 
 def runs_of(seeds: list[int]) -> list[Run]:
     """All rows."""
-    runs = [Run(name="smoothed rates", label="click", overrides=RATES)]
-    for label in ("click", "long_view"):
-        chosen = f"ranker.label={label}"
-        runs += [
-            Run(name=f"id_content, seed {seed}", label=label,
-                overrides=(chosen, f"ranker.options.seed={seed}"))
-            for seed in seeds
-        ]  # fmt: skip
-    return [
-        *runs,
-        *(
-            Run(name=f"placebo, seed {seed}", label="click",
-                overrides=(f"ranker.options.seed={seed}",), placebo=True)
-            for seed in seeds
-        ),
-    ]  # fmt: skip
+    rates = {"counters": ["user", "video", "tab"]}
+    runs = [Run(name="smoothed rates", label="click", learner="smoothed_rates", options=rates)]
+    for placebo, labels in ((False, ("click", "long_view")), (True, ("click",))):
+        for label in labels:
+            runs += [
+                Run(name=f"{'placebo' if placebo else 'id_content'}, seed {seed}", label=label,
+                    options={"seed": seed}, placebo=placebo)
+                for seed in seeds
+            ]  # fmt: skip
+    return runs
 
 
 def placebo_log() -> Path:
@@ -95,21 +130,26 @@ def placebo_log() -> Path:
         return kuairand_log(ENVELOPE, source, "kuairand-placebo")
 
 
-def predictions(run: Run, more: tuple[str, ...]) -> dict[str, NDArray[Any]]:
-    """Prediction log of one replay, in order of learning."""
-    log = placebo_log() if run.placebo else kuairand_log(ENVELOPE)
-    with tempfile.TemporaryDirectory() as folder:
-        config = kuairand_config(*run.overrides, *more)
-        result = Replay(config, ReplayConfig(logs=(log,), report=Path(folder))).run()
-        result.composition.close()
-        table = pq.read_table(result.predictions, columns=list(COLUMNS))
-        return {name: table[name].to_numpy() for name in COLUMNS}
+class Recordings:
+    """The steps of each label and log in the preset's step size; the last one is kept."""
 
+    def __init__(self, overrides: tuple[str, ...]) -> None:
+        self.overrides = overrides
+        config = kuairand_config(*overrides)
+        self.batch_size, self.options = config.stream.batch_size, config.ranker.options
+        self._last: tuple[tuple[str, bool], Recording] | None = None
 
-def tabs_by_request() -> dict[int, int]:
-    """The tab of each request; predictions do not carry it."""
-    log = pq.read_table(BUNDLED / "impressions.parquet")
-    return dict(zip(request_ids(log).tolist(), log["tab"].to_pylist(), strict=True))
+    def fine(self, label: str, *, placebo: bool = False) -> Recording:
+        """The steps as they were recorded, `SMALLEST` samples each."""
+        key = (label, placebo)
+        if self._last is None or self._last[0] != key:
+            self._last = None
+            log = placebo_log() if placebo else kuairand_log(ENVELOPE)
+            config = kuairand_config(
+                *self.overrides, f"ranker.label={label}", f"stream.batch_size={SMALLEST}"
+            )
+            self._last = (key, record(config, log))
+        return self._last[1]
 
 
 def seen_before(ids: NDArray[Any]) -> NDArray[np.int64]:
@@ -140,40 +180,112 @@ def auc(rows: dict[str, NDArray[Any]], own: NDArray[np.bool_]) -> str:
     return "–" if isinstance(score, m.Undefined) else f"{score:.4f}"
 
 
-def row_of(run: Run, rows: dict[str, NDArray[Any]], tabs: dict[int, int]) -> list[object]:
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Columns of the evaluated rows, in order of impression."""
+
+    late_n: NDArray[np.bool_]
+    columns: Mapping[str, NDArray[Any]]
+
+    @classmethod
+    def of(cls, recording: Recording) -> Rows:
+        """What the rows are, whatever is predicted of them."""
+        order = np.lexsort((recording.sample_n, recording.ts_ms_n))
+        late_n = np.zeros(len(order), bool)
+        late_n[order] = recording.ts_ms_n[order] >= time_ms(FROM)
+        columns = {
+            "ts_ms": recording.ts_ms_n, "label": recording.label_n(),
+            "user": recording.id_n("user"), "tab": recording.id_n("tab"),
+        }  # fmt: skip
+        for name in ("user", "video"):
+            seen = np.empty(len(order), np.int64)
+            seen[order] = seen_before(recording.id_n(name)[order])
+            columns[f"seen_{name}"] = seen
+        return cls(late_n=late_n, columns={k: v[late_n] for k, v in columns.items()})
+
+    def with_logits(self, logit_n: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+        """The columns with what a run predicted; every row has a prediction."""
+        assert np.isfinite(logit_n[self.late_n]).all()
+        return {**self.columns, "logit": logit_n[self.late_n]}
+
+
+def row_of(run: Run, rows: dict[str, NDArray[Any]], us: float) -> list[object]:
     """A row of the table."""
-    order = np.lexsort((rows["request_id"], rows["ts_ms"]))
-    rows = {name: column[order] for name, column in rows.items()}
-    rows["videos"], rows["users"] = seen_before(rows["item_id"]), seen_before(rows["user_id"])
-    late = rows["ts_ms"] >= time_ms(FROM)
-    rows = {name: column[late] for name, column in rows.items()}
     sums = m.LossSums.of(rows["logit"], rows["label"])
-    tab = np.array([tabs[request] for request in rows["request_id"].tolist()])
+    tab_1 = salted(np.array([key_of(1)]), salt_of("tab"))
     return [
-        run.name, run.label, len(tab), int(rows["label"].sum()),
-        *(f"{score:.4f}" for score in (sums.log_loss, sums.ne)), auc(rows, late[late]),
+        run.name, run.label, len(rows["label"]), int(rows["label"].sum()),
+        *(f"{score:.4f}" for score in (sums.log_loss, sums.ne)), auc(rows, rows["ts_ms"] > 0),
         f"{sums.calibration:.4f}", spread(rows, (rows["ts_ms"] + OFFSET_MS) // DAY_MS),
-        spread(rows, tab), auc(rows, tab == 1), auc(rows, rows["videos"] < COLD_VIDEO),
-        auc(rows, rows["users"] < COLD_USER),
+        spread(rows, rows["tab"]), auc(rows, rows["tab"] == tab_1),
+        auc(rows, rows["seen_video"] < COLD_VIDEO), auc(rows, rows["seen_user"] < COLD_USER),
+        round(us, 1),
     ]  # fmt: skip
 
 
+def table(recordings: Recordings, seeds: list[int], words: list[str]) -> None:
+    """Print the table of runs in Markdown, row by row."""
+    print(markdown(HEADER, []), flush=True)
+    last, rows, steps = None, None, None
+    for run in runs_of(seeds):
+        if not any(word in f"{run.name} {run.label}" for word in words):
+            continue
+        fine = recordings.fine(run.label, placebo=run.placebo)
+        if fine is not last or rows is None or steps is None:
+            last, rows = fine, Rows.of(fine)
+            steps = fine.coarser(recordings.batch_size // SMALLEST)
+        options = {**(recordings.options if run.learner == "id_content" else {}), **run.options}
+        logit_n, us = steps.run(run.learner, options, from_ms=time_ms(FROM))
+        print(markdown_row(row_of(run, rows.with_logits(logit_n), us)), flush=True)
+
+
+def losses(rows: dict[str, NDArray[Any]]) -> NDArray[np.float64]:
+    """Log loss of each row."""
+    z = rows["logit"].astype(np.float64)
+    loss: NDArray[np.float64] = np.logaddexp(0, z) - z * rows["label"]
+    return loss
+
+
+def ablation(recordings: Recordings, seeds: list[int], words: list[str]) -> None:
+    """Print what the click model loses without each ingredient."""
+    fine = recordings.fine("click")
+    rows, all_n = Rows.of(fine), None
+    print(markdown(ABLATION, []), flush=True)
+    for part in PARTS:
+        if part.name != "nothing" and not any(word in part.name for word in words):
+            continue
+        steps = fine.coarser((part.batch_size or recordings.batch_size) // SMALLEST)
+        steps = steps.without(part.dropped) if part.dropped else steps
+        loss, found, us = np.zeros(len(rows.columns["label"])), [], []
+        for seed in seeds:
+            options = {**recordings.options, **part.options, "seed": seed}
+            logit_n, least = steps.run("id_content", options, from_ms=time_ms(FROM))
+            seen = rows.with_logits(logit_n)
+            loss += losses(seen) / len(seeds)
+            cold = seen["seen_video"] < COLD_VIDEO
+            found.append([float(auc(seen, seen["ts_ms"] > 0)), float(auc(seen, cold))])
+            us.append(least)
+        all_n = loss if all_n is None else all_n
+        d = paired_bootstrap(loss - all_n, rows.columns["user"])
+        interval = "" if part.name == "nothing" else f"{d.low:+.4f} – {d.high:+.4f}"
+        figures = [f"{value:.4f}" for value in np.mean(found, 0)]
+        print(markdown_row([part.name, f"{loss.mean():.4f}", f"{d.mean:+.4f}", interval,
+                            *figures, round(min(us), 1)]), flush=True)  # fmt: skip
+
+
 def main() -> None:
-    """Print a table in Markdown, row by row."""
+    """Print tables in Markdown."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--runs", nargs="+", default=[""], help="only runs whose name has a word")
+    parser.add_argument("--runs", nargs="+", default=[""], help="only rows whose name has a word")
     parser.add_argument("--set", action="append", default=[], help="an override for all runs")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--ablation", action="store_true", help="leave out one ingredient each")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    tabs = tabs_by_request()
     print(f"{setting()}\n")
-    print(markdown(HEADER, []), flush=True)
-    for run in runs_of(args.seeds):
-        if any(word in f"{run.name} {run.label}" for word in args.runs):
-            row = row_of(run, predictions(run, tuple(args.set)), tabs)
-            print(markdown_row(row), flush=True)
+    recordings = Recordings(tuple(args.set))
+    (ablation if args.ablation else table)(recordings, args.seeds, args.runs)
 
 
 if __name__ == "__main__":

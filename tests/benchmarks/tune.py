@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from learners import metrics as m
+from learners.rankers.id_content import IdContentConfig
 from stream.importers.kuairand import KuaiRandImportConfig, import_kuairand
 from stream.times import time_ms
 from tests.support.bench import BUNDLED, CACHE, ROOT, kuairand_config
@@ -35,7 +36,7 @@ SMALLEST = 64
 GAIN = 2e-4
 SEARCH: Mapping[str, tuple[Any, ...]] = {
     "batch_size": (128, 256, 512, 1_024),
-    "adam.lr": (1.5e-3, 2e-3, 3e-3, 4e-3),
+    "adam.lr": (2e-3, 3e-3, 4e-3, 6e-3),
     "adam.beta1": (0.0, 0.5, 0.8, 0.9),
     "adam.averaged_rows": (0, 4_000, 8_000, 16_000),
     "embedding.lr": (0.02, 0.04, 0.06),
@@ -112,7 +113,7 @@ class Search:
             score = self._run(settings, dropped)
             self.trials.add(settings, dropped, score)
             print(f"{score.log_loss:.5f} {score.auc:.4f} {score.calibration:.3f} "
-                  f"{score.us_per_sample:5.1f} us {dict(settings)} {' '.join(dropped)}",
+                  f"{score.us_per_sample:5.1f} us {changes(settings)} {' '.join(dropped)}",
                   flush=True)  # fmt: skip
         return self.trials.known[key]
 
@@ -157,6 +158,24 @@ class Search:
                 yield name
 
 
+def changes(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What differs from the start."""
+    before = start()
+    return {name: value for name, value in settings.items() if value != before[name]}
+
+
+def start() -> dict[str, Any]:
+    """The preset's step size and the ranker's defaults, of all that is searched."""
+    out: dict[str, Any] = {"batch_size": kuairand_config().stream.batch_size}
+    for name in SEARCH:
+        if name not in out:
+            value: Any = IdContentConfig()
+            for part in name.split("."):
+                value = getattr(value, part)
+            out[name] = value
+    return out
+
+
 def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
     """`{"a.b": c}` as `{"a": {"b": c}}`."""
     out: dict[str, Any] = {}
@@ -191,8 +210,7 @@ def main() -> None:
     search = Search(
         record(config, cut_log()), Trials(path=args.file, seeds=args.seeds), args.trials
     )
-    start = {"batch_size": kuairand_config().stream.batch_size}
-    best = search.run(start, random.Random(0), args.rounds)  # an order, no secret
+    best = search.run(start(), random.Random(0), args.rounds)  # an order, no secret
     print(f"best: {best}")
     left_out = list(search.ingredients(best))
     print(f"left out one by one: {', '.join(left_out) or 'nothing, no trials left'}")
