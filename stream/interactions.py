@@ -13,7 +13,7 @@ import numpy as np
 
 from embeddings.pretrain.pairs import I64, Interactions
 from infra.errors import InputError
-from stream.codec import ClickDecoder
+from stream.codec import ClickDecoder, ImpressionDecoder
 from stream.codec_spec import DecodeSpec
 from stream.columns import EventColumns, EventKind
 from stream.events import TopicRole
@@ -91,6 +91,19 @@ def read_interactions(
             done += sum(map(len, chunk))
             on_progress(done, total)
     return _result(parts, ids, decoder.kinds, kinds, opened)
+
+
+def read_shown(logs: Sequence[Path], *, topic: str, until_ms: int) -> Interactions:
+    """Items shown before `until_ms`, clicked or not; empty where no log has the topic."""
+    decoder = ImpressionDecoder(DecodeSpec(role=TopicRole.IMPRESSIONS))
+    empty = np.zeros(0, np.int64)
+    columns: list[tuple[I64, I64, I64]] = [(empty, empty, empty)]
+    for log in map(RecordLog, logs):
+        for batches in log.batches_of(topic) if topic in log.partitions else ():
+            for part in map(decoder.decode, batches):
+                keep = (part.kind_n == EventKind.IMPRESSION) & (part.ts_ms_n < until_ms)
+                columns.append((part.user_n[keep], part.item_n[keep], part.ts_ms_n[keep]))
+    return Interactions(*(np.concatenate(column) for column in zip(*columns, strict=True)))
 
 
 def _wanted(columns: EventColumns, from_ms: int | None, until_ms: int | None) -> Any:

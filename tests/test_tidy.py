@@ -46,6 +46,7 @@ SHELLS = (
     "stream.event_schemas",
     "stream.importers",
     "stream.interactions",
+    "stream.pretraining",
     "stream.kafka",
     "stream.ledger_check",
     "stream.logged_actions",

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load, save
 from torch import Tensor
 
+from embeddings.pretrain.adam import Adam
 from embeddings.pretrain.contrast import (
     KeyQueue,
     follow,
@@ -118,9 +119,7 @@ class ContrastTrainer:
         head = ProjectionHead(self._raw_ND.cpu(), config.dim, config.hidden, config.seed)
         self.head = head.to(device)
         self._follower = momentum_copy(self.head)
-        self._optimizer = torch.optim.AdamW(
-            self.head.parameters(), lr=config.lr, weight_decay=config.weight_decay
-        )
+        self._adam = Adam(self.head, config.lr, config.weight_decay)
         self._queue = self._first_queue()
         self._identity = _identity(raw_ND, pairs, config)
         self.step = 0
@@ -189,9 +188,9 @@ class ContrastTrainer:
                 has_B = (hard_B >= 0).float()
                 hard = (each_B * has_B).sum() / has_B.sum().clamp(min=1.0)
         loss = contrast + c.triplet_weight * hard
-        self._optimizer.zero_grad()
+        self.head.zero_grad()
         loss.backward()
-        self._optimizer.step()
+        self._adam.step()
         if c.objective == "queue":
             follow(self._follower, self.head, c.momentum)
             self._queue.push(key_BD, groups[1])
@@ -210,9 +209,7 @@ class ContrastTrainer:
         """Everything that a later `restore` needs, as a safetensors file."""
         tensors = {f"head.{n}": p.detach() for n, p in self.head.named_parameters()}
         tensors |= {f"follower.{n}": p for n, p in self._follower.named_parameters()}
-        names = [name for name, _ in self.head.named_parameters()]
-        for number, state in self._optimizer.state_dict()["state"].items():
-            tensors |= {f"adam.{names[number]}.{key}": value for key, value in state.items()}
+        tensors |= {f"adam.{name}": tensor for name, tensor in self._adam.state().items()}
         tensors |= {"queue.keys": self._queue.keys_KD, "queue.group": self._queue.group_K}
         # One entry: several would be written in an order that differs from run to run.
         place = {"step": self.step, "head": self._queue.head, "of": self._identity}
@@ -232,12 +229,8 @@ class ContrastTrainer:
             for prefix, module in (("head", self.head), ("follower", self._follower)):
                 for name, parameter in module.named_parameters():
                     parameter.copy_(tensors[f"{prefix}.{name}"])
-        adam: dict[str, Any] = self._optimizer.state_dict()
-        for number, (name, _) in enumerate(self.head.named_parameters()):
-            keys = [k for k in tensors if k.startswith(f"adam.{name}.")]
-            if keys:
-                adam["state"][number] = {k.rpartition(".")[2]: tensors[k] for k in keys}
-        self._optimizer.load_state_dict(adam)
+            for name, tensor in self._adam.state().items():
+                tensor.copy_(tensors[f"adam.{name}"])
         self._queue.keys_KD.copy_(tensors["queue.keys"])
         self._queue.group_K.copy_(tensors["queue.group"])
         self._queue.head, self.step = meta["head"], meta["step"]

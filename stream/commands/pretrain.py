@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from stream.commands.pretrain_behaviour import behaviour
+from stream.commands.pretrain_scl import scl
 
 
 @click.group("pretrain")
@@ -13,3 +14,4 @@ def command() -> None:
 
 
 command.add_command(behaviour)
+command.add_command(scl)

@@ -15,6 +15,7 @@ from embeddings.encoders.projection import (
     write_projection,
 )
 from embeddings.item_content import ItemContent
+from embeddings.pretrain.adam import Adam
 from embeddings.pretrain.judge import alignment, by_users, hits, uniformity
 from embeddings.pretrain.trainer import ContrastConfig, ContrastTrainer, PairRows, content_groups
 from infra.errors import InputError
@@ -135,6 +136,21 @@ def test_a_resumed_training_ends_with_the_same_bits(objective):
     resumed.run_epoch()
     assert np.array_equal(resumed.vectors(), whole.vectors())
     assert resumed.to_bytes() == whole.to_bytes()
+
+
+def test_adam_steps_as_its_paper_says():
+    """With constants .9, .999 and 1e-8; decay is apart from the gradient."""
+    module = torch.nn.Linear(1, 1, bias=False)
+    weight, mean, square = module.weight.item(), 0.0, 0.0
+    adam = Adam(module, lr=0.01, weight_decay=0.1)
+    for t, gradient in enumerate((0.5, -2.0, 3.0), start=1):
+        module.weight.grad = torch.full((1, 1), gradient)
+        adam.step()
+        mean = 0.9 * mean + 0.1 * gradient
+        square = 0.999 * square + 0.001 * gradient**2
+        change = mean / (1 - 0.9**t) / (math.sqrt(square / (1 - 0.999**t)) + 1e-8)
+        weight -= 0.01 * (change + 0.1 * weight)
+        assert module.weight.item() == pytest.approx(weight, abs=1e-6)
 
 
 def test_the_state_of_another_training_is_refused():
