@@ -11,9 +11,18 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from embeddings.codes.codebook import (
+    CODES_PREFIX,
+    CODES_VERSION_MARK,
+    Codebook,
+    attributes_of,
+)
 from embeddings.encoders.protocol import Encoder, Loadable
-from embeddings.item_content import ItemContent, usable_attributes
+from embeddings.item_content import AttributeValue, ItemContent, usable_attributes
 from embeddings.vector_codec import BadVector, DType, encode_item_vector
+from infra.errors import InputError
+
+Vector = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,12 +67,28 @@ class Embedded:
 class Embedder:
     """Content to item vectors; an item whose content is as it was gives no row."""
 
-    def __init__(self, encoder: Encoder, config: EmbedderConfig) -> None:
+    def __init__(
+        self, encoder: Encoder, config: EmbedderConfig, codebook: Codebook | None = None
+    ) -> None:
+        """With a `codebook`, rows carry the codes of their vectors as attributes `codes.…`.
+
+        Raises InputError where the codebook is for vectors of another version or length.
+        """
         self._encoder = encoder
         self._config = config
+        self._codebook = codebook
         self._seen: OrderedDict[int | str, bytes] = OrderedDict()
         supplied = f"+{config.supplied}" if config.supplied else ""
         self._version = f"{encoder.version}{supplied}"
+        if codebook is not None:
+            ours, theirs = (self._version, encoder.dim), (codebook.encoder_version, codebook.dim)
+            if ours != theirs:
+                raise InputError(
+                    f"codebook {codebook.version}: is for vectors of encoder '{theirs[0]}' with "
+                    f"{theirs[1]} numbers, but the configuration makes those of '{ours[0]}' with "
+                    f"{ours[1]}; fit a book for these, or set the encoder back"
+                )
+            self._version += f"{CODES_VERSION_MARK}{codebook.version}"
 
     @property
     def version(self) -> str:
@@ -85,11 +110,15 @@ class Embedder:
         changed = [i for i, item in enumerate(items) if self._is_news(item)]
         alive = [i for i in changed if not items[i].deleted]
         vectors_BD, present_B = self._encoder.encode_many([items[i] for i in alive])
-        encoded = {i: vectors_BD[n] if present_B[n] else None for n, i in enumerate(alive)}
+        vectors: dict[int, Vector | BadVector | None] = {
+            i: self._vector(items[i], vectors_BD[n] if present_B[n] else None)
+            for n, i in enumerate(alive)
+        }
+        codes = self._codes({i: v for i, v in vectors.items() if isinstance(v, np.ndarray)})
         rows: list[ItemVectorRow] = []
         rejected: list[tuple[int, BadVector]] = []
         for i in changed:
-            row = self._row(i, items[i], encoded.get(i))
+            row = self._row(i, items[i], vectors.get(i), codes.get(i, {}))
             if isinstance(row, BadVector):
                 self._seen.pop(items[i].item_id, None)
                 rejected.append((i, row))
@@ -112,15 +141,32 @@ class Embedder:
             self._seen.popitem(last=False)
         return True
 
-    def _row(
-        self, index: int, item: ItemContent, vector: NDArray[np.float32] | None
-    ) -> ItemVectorRow | BadVector:
+    def _vector(self, item: ItemContent, encoded: Vector | None) -> Vector | BadVector | None:
+        """The sender's vector where one is to be used and there, else the encoder's."""
         supplied = item.vectors.get(self._config.supplied) if self._config.supplied else None
-        if supplied is not None and not item.deleted:
-            taken = _numbers(supplied, self.dim)
-            if isinstance(taken, BadVector):
-                return taken
-            vector = taken
+        return encoded if supplied is None else _numbers(supplied, self.dim)
+
+    def _codes(self, vectors: dict[int, Vector]) -> dict[int, dict[str, AttributeValue]]:
+        """Attributes of the vectors' codes, as the vectors will be stored."""
+        if self._codebook is None or not vectors:
+            return {}
+        with np.errstate(over="ignore"):
+            stored_BD = np.stack(list(vectors.values())).astype(self._config.dtype)
+        codes = self._codebook.encode_many(stored_BD, np.isfinite(stored_BD).all(axis=1))
+        return {i: attributes_of(codes, n) for n, i in enumerate(vectors)}
+
+    def _row(
+        self,
+        index: int,
+        item: ItemContent,
+        vector: Vector | BadVector | None,
+        codes: dict[str, AttributeValue],
+    ) -> ItemVectorRow | BadVector:
+        if isinstance(vector, BadVector):
+            return vector
+        attributes = usable_attributes(item.attributes)
+        if self._codebook is not None:  # the names of codes are ours
+            attributes = {k: v for k, v in attributes.items() if not k.startswith(CODES_PREFIX)}
         try:
             value = encode_item_vector(
                 item_id=item.item_id,
@@ -128,7 +174,7 @@ class Embedder:
                 encoder=self._version,
                 vector=vector,
                 dtype=self._config.dtype,
-                attributes=usable_attributes(item.attributes),
+                attributes=attributes | codes,
                 deleted=item.deleted,
             )
         except ValueError as error:

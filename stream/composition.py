@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from embeddings.codes.codebook_file import read_codebook
 from embeddings.embedder import Embedder, EmbedderConfig
 from embeddings.encoders import catalog as encoder_catalog
 from embeddings.encoders.projection import ProjectedEncoder, read_projection
@@ -30,8 +31,8 @@ from learners import catalog
 from learners.feature_spec import FeatureSpec
 from learners.learner import Learner
 from learners.side_by_side import SideBySide
-from stream.config import Config, ItemsConfig, RankerConfig
-from stream.feature_plan import FeaturePlan, plan
+from stream.config import CODES_PATH, Config, ItemsConfig, RankerConfig
+from stream.feature_plan import ATTRIBUTE, FeaturePlan, plan
 from stream.items import ItemTable, ItemTableConfig
 from stream.pipeline import OnlinePipeline, Span, no_span
 from stream.placebo import PermutedContent
@@ -120,7 +121,17 @@ def embedder_of(config: Config) -> Embedder:
     Raises InputError where a file that it names cannot be used.
     """
     settings = EmbedderConfig(dtype=config.items.dtype, supplied=config.items.supplied)
-    return Embedder(encoder_of(config.items), settings)
+    if not config.items.codebook:
+        return Embedder(encoder_of(config.items), settings)
+    path = Path(config.items.codebook)
+    book = read_codebook(path)
+    for f in config.feature:
+        if f.path.startswith(CODES_PATH) and f.path.removeprefix(ATTRIBUTE) not in book.names:
+            raise InputError(
+                f"feature '{f.name}': codebook {path} has no '{f.path.removeprefix(ATTRIBUTE)}'; "
+                f"expected one of {', '.join(book.names)}"
+            )
+    return Embedder(encoder_of(config.items), settings, book)
 
 
 def compose(

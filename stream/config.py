@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from embeddings.codes.codebook import CODES_PREFIX
 from embeddings.encoders.attributes import AttributeEncoderConfig
 from infra.telemetry import TelemetryConfig
 from stream.counters import CounterConfig
@@ -25,6 +26,7 @@ DENSE_PATHS = (
     "impression.position",
 )  # fmt: skip
 PREFIXES = ("context.", "features.", "item.attributes.")
+CODES_PATH = f"item.attributes.{CODES_PREFIX}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +117,8 @@ class ItemsConfig:
     `supplied` names the vector of an item event that is used instead of an encoded one.
     `vectors_file`: a file of item vectors by id, which stands for the encoder. `projection`: a file
     of a trained projection, the last stage of the encoder. `encoders`: names of encoders, whose
-    vectors are fused by `weights` after the means of `mean_file` are taken off.
+    vectors are fused by `weights` after the means of `mean_file` are taken off. `codebook`: a
+    release of codes that items get as attributes `codes.…`.
     """
 
     dim: int = 128
@@ -127,6 +130,7 @@ class ItemsConfig:
     encoder_options: dict[str, dict[str, Any]] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
     mean_file: str = ""
+    codebook: str = ""
     attributes: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
     numeric: tuple[str, ...] = ()
@@ -247,6 +251,13 @@ def _check_names(config: Config) -> None:
             raise ValueError(
                 f"report.fields: '{name}' is no id feature of the impression or the item; expected "
                 f"some of {sorted(sliced)}"
+            )
+    if not config.items.codebook:
+        coded = [f.name for f in config.feature if f.path.startswith(CODES_PATH)]
+        if coded:
+            raise ValueError(
+                f"feature '{coded[0]}' reads codes of items: set items.codebook to a release of "
+                "`millrace codes fit`"
             )
     if config.history and not any(f.path == "item" for f in config.feature):
         raise ValueError("a [[history]] needs a [[feature]] with path 'item', whose rows it shares")

@@ -12,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embeddings.vector_cache import BatchRows
-from stream.items import ItemTable
+from stream.codec_spec import Source
+from stream.config import CODES_PATH
+from stream.items import ItemFeatures, ItemTable
 
 I64 = NDArray[np.int64]
 
@@ -20,8 +22,9 @@ I64 = NDArray[np.int64]
 class PermutedContent(ItemTable):
     """An item table that answers with the vector of another item, always the same one.
 
-    Attributes, and whether an item is known at all, stay its own. An item whose donor has not
-    come yet has no vector until it has; items outside of `keys` keep theirs.
+    Codes go with the vector; all other attributes, and whether an item is known at all, stay its
+    own. An item whose donor has not come yet has no vector until it has; items outside of `keys`
+    keep theirs.
     """
 
     def __init__(self, keys: I64, seed: int, *table: Any) -> None:
@@ -36,6 +39,21 @@ class PermutedContent(ItemTable):
         """Vectors of the donors of a batch's items; see ItemTable.lookup."""
         bags = [self.donors(bag_BL) for bag_BL in bags_BL]
         return super().lookup(self.donors(target_B), bags, compact=compact)
+
+    def attribute_columns(self, item_keys: I64) -> ItemFeatures:
+        """Attributes of items, those of codes from the donors; see ItemTable.attribute_columns."""
+        own = super().attribute_columns(item_keys)
+        given = super().attribute_columns(self.donors(item_keys))
+
+        def of_codes(sources: Sequence[Source]) -> NDArray[np.bool_]:
+            return np.array([s.path.startswith(CODES_PATH) for s in sources], np.bool_)
+
+        multis = of_codes(self._fields.multis).tolist()
+        return ItemFeatures(
+            np.where(of_codes(self._fields.ids), given.ids_nA, own.ids_nA),
+            tuple((given if code else own).multi_nM[m] for m, code in enumerate(multis)),
+            np.where(of_codes(self._fields.dense), given.dense_nX, own.dense_nX),
+        )
 
     def donors(self, keys: I64) -> I64:
         """Whose vectors stand in for those of `keys`, of the same shape."""

@@ -84,6 +84,14 @@ class Codebook:
             digest.update(np.ascontiguousarray(part).tobytes())
         return f"{len(self.levels)}x{len(self.levels[0])}-{digest.hexdigest()}"
 
+    @property
+    def names(self) -> list[str]:
+        """Names of the attributes of codes."""
+        levels = range(1, len(self.levels) + 1)
+        found = [f"{CODES_PREFIX}rq{i}" for i in levels]
+        found += [f"{CODES_PREFIX}prefix{i}" for i in levels if i > 1]
+        return found + ([f"{CODES_PREFIX}vq"] if self.anchors_of_vector else [])
+
     def encode_many(self, vectors_BD: NDArray[Any], present_B: NDArray[np.bool_]) -> Codes:
         """Codes of the vectors; a vector's never depend on the others of its batch.
 

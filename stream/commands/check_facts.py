@@ -18,7 +18,7 @@ from stream.codec_items import ItemEvent, decode_items
 from stream.codec_unknown import unknown_fields
 from stream.columns import EventColumns, EventKind
 from stream.composition import embedder_of
-from stream.config import Config, FeatureConfig
+from stream.config import CODES_PATH, Config, FeatureConfig
 from stream.feature_plan import ATTRIBUTE, FeaturePlan, plan
 from stream.join import JoinState
 from stream.keys import salted
@@ -250,7 +250,7 @@ def log_facts(config: Config, path: Path) -> Facts:
 
 def _share(f: FeatureConfig, seen: Counter[str], totals: Counter[str]) -> float | None:
     """Share of impressions or items; None where there were none, or the pipeline makes it."""
-    if f.path in _FROZEN:
+    if f.path in _FROZEN or f.path.startswith(CODES_PATH):
         return None
     total = totals["items" if f.path.startswith(ATTRIBUTE) else "impressions"]
     if f.path.startswith(("context.", "features.", ATTRIBUTE)):

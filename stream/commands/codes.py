@@ -53,7 +53,7 @@ def fit_codes(  # one parameter an option
     """Fit codes to the items in SOURCE: a vector store, a file of item vectors or a record log.
 
     To predict nothing with knowledge of its own future, let --until be the time of the first
-    impression that is predicted.
+    impression that is predicted. Use with `items.codebook`.
     """
     if old and grown:
         raise InputError("codes: --refresh and --grow exclude each other")
@@ -113,3 +113,4 @@ def _tell(
     ):  # fmt: skip
         if found.get(name):
             click.echo(f"{words:32}" + "  ".join(f"{value:.4g}" for value in found[name]))
+    click.echo(f"use: --set items.codebook={out}")
