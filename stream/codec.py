@@ -21,6 +21,7 @@ from stream.codec_salvage import salvage
 from stream.codec_scan import Scanner
 from stream.codec_spec import DecodeSpec, DenseSource, IdSource, MultiSource
 from stream.codec_unknown import unknown_fields
+from stream.codec_values import CACHE_VALUES_MAX
 from stream.columns import I64, EventColumns, EventKind, Rejected
 from stream.events import TopicRole
 from stream.records import RecordBatch
@@ -144,6 +145,7 @@ class _Decoder:
         self._forms = forms_of(spec)
         self._caches = Caches.empty()
         self._scanner = Scanner(spec, spec.click_kinds)
+        self._met: set[int] = set()
         fields = (
             path for s in spec.sources if (path := s.path).startswith(("context.", "features."))
         )
@@ -162,6 +164,7 @@ class _Decoder:
         intake.take(batch.values, done)
         blocks = intake.mark_blocks()
         if usual is not None:
+            self._remember_texts(usual, batch)
             blocks.append(usual)
         if intake.events:
             blocks.append(self._row_block(intake.events, *intake.places()))
@@ -173,6 +176,23 @@ class _Decoder:
         columns = columns_of(blocks, intake.rejected, batch, self._spec)
         columns.unknown_fields = unknown_fields(batch, self._spec)
         return columns
+
+    def _remember_texts(self, usual: Block, batch: RecordBatch) -> None:
+        """Decode records with values not met before once more: the scan knows keys only."""
+        places = [i for i, one in enumerate(self._spec.ids) if one.name in self._spec.texts]
+        if not places or usual.impressions is None or len(self._met) >= CACHE_VALUES_MAX:
+            return
+        again = np.ones(len(batch.values), np.bool_)
+        for place in places:
+            keys, first = np.unique(usual.impressions.ids_mF[:, place], return_index=True)
+            for key, row in zip(keys.tolist(), first.tolist(), strict=True):
+                if key not in self._met:
+                    self._met.add(key)
+                    again[usual.record_n[row]] = False
+        intake = _Intake(self._forms, self._spec)
+        intake.take(batch.values, again)
+        if intake.events:
+            self._row_block(intake.events, *intake.places())
 
     def _row_block(self, events: list[Any], record_e: I64, place_e: I64) -> Block:
         raise NotImplementedError

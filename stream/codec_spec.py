@@ -52,7 +52,8 @@ class DecodeSpec:
 
     Paths: `user`, `item`, `context.X`, `features.X` (of the shown item), `impression.hour`,
     `impression.weekday` (0 is Monday; both at UTC + `timezone_offset_minutes`),
-    `impression.position`, and `item.…`, which stays 0. Raises ValueError on any other path.
+    `impression.position`, and `item.…`, which stays 0. Raises ValueError on any other path. `texts`
+    names the ids whose texts the decoder must be able to tell again.
     """
 
     role: TopicRole
@@ -60,6 +61,7 @@ class DecodeSpec:
     multis: tuple[MultiSource, ...] = ()
     dense: tuple[DenseSource, ...] = ()
     click_kinds: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ()
     max_future_ms: int = 3_600_000
     timezone_offset_minutes: int = 0
     value_bytes_max: int = VALUE_BYTES_MAX

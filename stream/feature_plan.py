@@ -122,8 +122,8 @@ def plan(config: Config) -> FeaturePlan:
     return FeaturePlan(
         config=config,
         impression_spec=DecodeSpec(
-            role=TopicRole.IMPRESSIONS, ids=_id_sources(e_ids), multis=_multi_sources(e_multis),
-            dense=_dense_sources(e_dense), **common,  # type: ignore[arg-type]  # a mixed map of keywords
+            role=TopicRole.IMPRESSIONS, texts=config.report.fields, ids=_id_sources(e_ids),
+            multis=_multi_sources(e_multis), dense=_dense_sources(e_dense), **common,  # type: ignore[arg-type]  # a mixed map of keywords
         ),
         click_spec=DecodeSpec(role=TopicRole.CLICKS, **common),  # type: ignore[arg-type]  # as above
         attributes=AttributePlan(ids=_id_sources(a_ids), multis=_multi_sources(a_multis),
