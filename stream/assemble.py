@@ -16,6 +16,7 @@ from stream.feature_plan import Column, FeaturePlan
 from stream.items import ItemFeatures, ItemTable
 from stream.keys import salted
 from stream.label_policy import LabelPolicy, LabelRows, WindowPolicy
+from stream.rate_kernels import LOG1P, RatePlan, fill_rates
 from stream.samples import Samples
 
 I64 = NDArray[np.int64]
@@ -44,6 +45,12 @@ class Assembler:
         self._n_histories = len(plan.config.history)
         kinds = list(plan.config.label)
         self._label = kinds.index(plan.config.ranker.label)
+        counters = [(c.config.prior_weight, c.decayed, c.config.open) for c in plan.counters]
+        weights, decayed, is_open = zip((0.0, -1, False), *counters, strict=True)
+        self._rates = RatePlan(
+            weight=np.array(weights, np.float32), decayed=np.array(decayed, np.int64),
+            is_open=np.array(is_open, np.uint8),
+        )  # fmt: skip
 
     def batch(self, samples: Samples) -> MiniBatch:
         """The rows that the label policy makes of settled samples."""
@@ -123,25 +130,8 @@ class Assembler:
     def dense(self, s: Samples, attributes: ItemFeatures) -> F32:
         """Dense inputs [n, D] in the order of the spec: prior, counters, configured numbers."""
         out = np.empty((len(s), len(self._plan.spec.dense)), np.float32)
-        counts = s.counts_nJC.astype(np.float32)
-        click = 2 + self._label
-        prior = (counts[:, 0, click] + np.float32(0.5)) / (counts[:, 0, 0] + np.float32(1.0))
-        out[:, 0] = prior_logit = np.log(prior) - np.log1p(-prior)
-        d = 1
-        for j, counter in enumerate(self._plan.counters, start=1):
-            pairs = [(counts[:, j, 0], counts[:, j, click])]
-            if counter.decayed >= 0:
-                decayed = s.decayed_nDC[:, counter.decayed]
-                pairs.append((decayed[:, 0], decayed[:, 1 + self._label]))
-            weight = np.float32(counter.config.prior_weight)
-            for n, c in pairs:
-                hits = c + weight * prior
-                out[:, d] = np.log(hits) - np.log(n + weight - hits) - prior_logit
-                out[:, d + 1] = np.log1p(n)
-                d += 2
-            if counter.config.open:
-                out[:, d] = np.log1p(counts[:, j, 1] - counts[:, j, 0])
-                d += 1
+        fill_rates(s.counts_nJC, s.decayed_nDC, self._rates, self._label, LOG1P, out)
+        d = out.shape[1] - len(self._plan.dense)
         for feature, place in self._plan.dense:
             value = _dense_column(feature.path, place, s, attributes)
             if feature.scale == "log1p":
