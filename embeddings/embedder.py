@@ -204,5 +204,5 @@ def _numbers(supplied: Sequence[float] | bytes, dim: int) -> NDArray[np.float32]
 def _digest(item: ItemContent) -> bytes:
     """128 bits of the item's content, its time left out."""
     vectors = {name: v if isinstance(v, bytes) else list(v) for name, v in item.vectors.items()}
-    content = [item.title, item.text, usable_attributes(item.attributes), vectors]
+    content = [item.title, item.text, item.image, usable_attributes(item.attributes), vectors]
     return xxhash.xxh3_128_digest(msgpack.packb(content))

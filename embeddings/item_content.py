@@ -20,13 +20,14 @@ class ItemContent:
     """One item event: its content, or its deletion.
 
     `vectors` holds vectors that the sender made, by name: numbers, or float32 little-endian bytes.
-    `title` and `text` are None where the item has none.
+    `title`, `text` and `image` (a file's bytes or a URI) are None where the item has none.
     """
 
     item_id: int | str
     ts_ms: int
     title: str | None = None
     text: str | None = None
+    image: bytes | str | None = None
     attributes: Mapping[str, object] = field(default_factory=dict)
     vectors: Mapping[str, Sequence[float] | bytes] = field(default_factory=dict)
     deleted: bool = False

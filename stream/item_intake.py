@@ -25,7 +25,8 @@ def content_of(event: ItemEvent) -> ItemContent:
     body = event.item
     return ItemContent(
         item_id=body.item_id, ts_ms=body.ts_ms, title=body.title, text=body.text,
-        attributes=body.attributes, vectors=body.vectors or {}, deleted=body.deleted,
+        image=body.image, attributes=body.attributes, vectors=body.vectors or {},
+        deleted=body.deleted,
     )  # fmt: skip
 
 

@@ -192,7 +192,15 @@ def test_no_module_is_dead():
 
 
 def test_nothing_is_pickled():
-    """Loading a pickle runs what it contains."""
+    """Loading a pickle runs what it contains; `weights_only` keeps torch.load from that."""
+    safe = {
+        id(node.func)
+        for path in python_files()
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Call)
+        for word in node.keywords
+        if word.arg == "weights_only" and getattr(word.value, "value", None) is True
+    }
     found = [
         f"{name_of(path)}:{node.lineno}"
         for path in python_files()
@@ -201,6 +209,7 @@ def test_nothing_is_pickled():
         or (isinstance(node, ast.ImportFrom) and node.module == "pickle")
         or (
             isinstance(node, ast.Attribute)
+            and id(node) not in safe
             and isinstance(node.value, ast.Name)
             and (node.value.id, node.attr) in {("torch", "save"), ("torch", "load")}
         )

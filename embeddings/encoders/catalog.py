@@ -18,7 +18,7 @@ from infra import config as loader
 GROUP: Final = "millrace.encoders"
 ATTRIBUTES: Final = "attributes"
 SUPPLIED: Final = "vector:"
-BUILT_IN: Final = (ATTRIBUTES, "text", "minilm", "vector:NAME")
+BUILT_IN: Final = (ATTRIBUTES, "text", "minilm", "image", "vector:NAME")
 
 
 def build(name: str, options: Mapping[str, Any], attributes: AttributeEncoderConfig) -> Encoder:
@@ -39,6 +39,10 @@ def build(name: str, options: Mapping[str, Any], attributes: AttributeEncoderCon
         from embeddings.encoders.minilm import MiniLMConfig, MiniLMEncoder
 
         return MiniLMEncoder(loader.build(MiniLMConfig, options, at=at))
+    if name == "image":
+        from embeddings.encoders.image import ImageConfig, ImageEncoder
+
+        return ImageEncoder(loader.build(ImageConfig, options, at=at))
     if name.startswith(SUPPLIED):
         config = loader.build(SuppliedConfig, options, at=at)
         try:
