@@ -53,6 +53,7 @@ HEADER = (
     "µs a sample",
 )  # fmt: skip
 ABLATION = ("without", "log loss", "difference", "95 %", "AUC", "AUC cold videos", "µs a sample")
+VW_CROSSES = [["user", "tab"], ["user", "author"], ["video", "tab"], ["user", "video"]]
 CROSSES = (
     "hour_tab", "user_tab", "video_tab", "author_tab", "tag_tab", "user_author", "user_tag",
     "user_video", "duration_tab", "user_duration", "active_tag",
@@ -78,6 +79,7 @@ class Part:
     dropped: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     batch_size: int = 0
+    learner: str = "id_content"
 
 
 PARTS = (
@@ -97,6 +99,12 @@ PARTS = (
     Part(name="user id", dropped=("user",)),
     Part(name="author, music, tags", dropped=("author", "music", "tag")),
     Part(name="cross layers", options={"cross_layers": 0}),
+    Part(name="id_content: vw", learner="vw"),
+    Part(
+        name="id_content: vw, ids and history only",
+        learner="vw",
+        options={"rows": {"crosses": VW_CROSSES, "dense": False}},
+    ),
 )
 
 
@@ -258,15 +266,16 @@ def ablation(recordings: Recordings, seeds: list[int], words: list[str]) -> None
         steps = steps.without(part.dropped) if part.dropped else steps
         loss, found, us = np.zeros(len(rows.columns["label"])), [], []
         for seed in seeds:
-            options = {**recordings.options, **part.options, "seed": seed}
-            logit_n, least = steps.run("id_content", options, from_ms=time_ms(FROM))
+            own = {**recordings.options, "seed": seed} if part.learner == "id_content" else {}
+            options = {**own, **part.options}
+            logit_n, least = steps.run(part.learner, options, from_ms=time_ms(FROM))
             seen = rows.with_logits(logit_n)
             loss += losses(seen) / len(seeds)
             cold = seen["seen_video"] < COLD_VIDEO
             found.append([float(auc(seen, seen["ts_ms"] > 0)), float(auc(seen, cold))])
             us.append(least)
         all_n = loss if all_n is None else all_n
-        d = paired_bootstrap(loss - all_n, rows.columns["user"])
+        d = paired_bootstrap(loss - all_n, np.unique(rows.columns["user"], return_inverse=True)[1])
         interval = "" if part.name == "nothing" else f"{d.low:+.4f} – {d.high:+.4f}"
         figures = [f"{value:.4f}" for value in np.mean(found, 0)]
         print(markdown_row([part.name, f"{loss.mean():.4f}", f"{d.mean:+.4f}", interval,
