@@ -110,6 +110,9 @@ class NetLearner:
         self.rows_learned = 0
         self._skipped = torch.zeros((), dtype=torch.int64, device=self.device)
         self._can_learn = True
+        self.reports_logits = True
+        """False saves a forward pass where nobody reads a step's logits, because predictions are
+        made at the impression: a report then tells those of the weights that are not averaged."""
 
     def predict_many(self, batch: MiniBatch) -> Tensor:
         """Logits, float32 [B]; changes nothing."""
@@ -145,7 +148,7 @@ class NetLearner:
         loss = _loss(logits_B, x)
         (loss / x.nominal_size).backward()  # type: ignore[no-untyped-call]
         logits_B, told = logits_B.detach(), loss.detach()
-        if self._scorer is not self.net:
+        if self._scorer is not self.net and self.reports_logits:
             with torch.no_grad():
                 logits_B = self._logits(self._scorer, inputs, x)
                 told = _loss(logits_B, x)

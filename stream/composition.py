@@ -30,6 +30,7 @@ from infra.errors import InputError
 from learners import catalog
 from learners.feature_spec import FeatureSpec
 from learners.learner import Learner
+from learners.net_learner import NetLearner
 from learners.side_by_side import SideBySide
 from stream.config import CODES_PATH, Config, ItemsConfig, RankerConfig
 from stream.feature_plan import ATTRIBUTE, FeaturePlan, plan
@@ -183,9 +184,12 @@ def compose(
 def _learner(config: Config, spec: FeatureSpec, variation: Variation) -> Learner:
     def build(ranker: RankerConfig, where: str) -> Learner:
         try:
-            return catalog.build(ranker.name, spec, ranker_options(ranker.options))
+            learner = catalog.build(ranker.name, spec, ranker_options(ranker.options))
         except ValueError as error:
             raise InputError(f"{where}: {error}") from error
+        if isinstance(learner, NetLearner):
+            learner.reports_logits = config.stream.predict_at == "settle"
+        return learner
 
     if not variation.arms:
         return build(config.ranker, "[ranker]")

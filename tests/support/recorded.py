@@ -21,6 +21,7 @@ from learners import catalog
 from learners.batch import ContentRows, MiniBatch
 from learners.feature_spec import FeatureSpec
 from learners.learner import StepReport
+from learners.net_learner import NetLearner
 from stream.composition import compose
 from stream.config import Config
 from tests.support.bench import LogInMemory, run_chunks
@@ -118,6 +119,8 @@ class Recording:
         Processor time of this process, learning alone.
         """
         learner = catalog.build(name, self.spec, options)
+        if isinstance(learner, NetLearner):
+            learner.reports_logits = False  # as in a pipeline that predicts at the impression
         found: dict[str, list[NDArray[Any]]] = {"sample": [], "logit": []}
         seconds, rows = 0.0, 0
         for shown, learned in self.steps:
