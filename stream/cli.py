@@ -41,6 +41,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "report": ("stream.commands.report", "Make the page and the text of finished runs again."),
     "pretrain": ("stream.commands.pretrain", "Learn item vectors from recorded behaviour."),
     "codes": ("stream.commands.codes", "Fit codebooks: item vectors as discrete codes."),
+    "items": ("stream.commands.items", "Look at item vectors: one item, or a map of all."),
     "ope": ("stream.commands.ope", "Judge another policy by a log with propensities."),
     "score": ("stream.commands.score", "Score impressions with a snapshot."),
     "snapshot": ("stream.commands.snapshot", "List, show and verify snapshots."),

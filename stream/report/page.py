@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import itertools
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from string import Template
@@ -45,7 +46,19 @@ def page_of(
     version: str = "",
 ) -> str:  # fmt: skip
     """The page's text."""
-    sections = sections_of(evaluation, offset_minutes=offset_minutes, config_text=config_text)
+    return assembled(
+        sections_of(evaluation, offset_minutes=offset_minutes, config_text=config_text),
+        title=title,
+        meta=_meta(evaluation, offset_minutes),
+        footer=f"Made by millrace {escape(version)} from report.json. All figures are progressive: "
+        "each impression was predicted before its outcome was learned.",
+    )
+
+
+def assembled(
+    sections: Sequence[Section], *, title: str, meta: str, footer: str, brand: str = "report"
+) -> str:
+    """The text of a page of any sections; `meta`, `footer` and `brand` are HTML, `title` is not."""
     script, plotly = _own("page.js"), get_plotlyjs()
     # A script ends at its closing tag wherever that stands, even in a string.
     assert "</script" not in script + plotly, "a script that would end early"
@@ -53,11 +66,12 @@ def page_of(
         policy=_policy(plotly, script),
         title=escape(title),
         style=_own("page.css"),
-        meta=_meta(evaluation, offset_minutes),
+        meta=meta,
+        brand=brand,
+        footer=footer,
         nav="".join(f'<a href="#{s.name}">{s.title}</a>' for s in sections),
         # A number stays on one line with its percent sign.
         main="".join(_section(section) for section in sections).replace(" %", "\u00a0%"),
-        version=escape(version),
         figures=figures_of(sections),
         plotly=plotly,
         script=script,
