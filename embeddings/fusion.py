@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -31,6 +31,7 @@ _ALGORITHM: Final = 1
 """Raised whenever equal parts would get another fused vector."""
 
 _FORMAT: Final = "1"
+_ITEMS_PER_CALL: Final = 256
 _NORM_MIN: Final = 1e-6
 """A vector shorter than this has no direction: its modality counts as missing."""
 
@@ -194,22 +195,22 @@ def centred(vectors_BD: F32, present_B: Bools, mean_D: F32 | None = None) -> Par
     return Part(unit_BD.astype(np.float32), present_B)
 
 
-def fit_mean(vectors_BD: F32, present_B: Bools) -> F32:
-    """The mean float32 [D] of the unit vectors that are present; raises ValueError without any."""
-    part = centred(vectors_BD, present_B)
-    if not part.present_B.any():
-        raise ValueError("fusion: no item has this modality: there is nothing to fit a mean to")
-    mean_D: F32 = part.vectors_BD[part.present_B].mean(axis=0, dtype=np.float64).astype(np.float32)
-    return mean_D
-
-
-def fit_means(encoders: Mapping[str, Encoder], items: Sequence[ItemContent]) -> Means:
-    """Means of all modalities over `items`; one that no item has gets none."""
-    means: dict[str, F32] = {}
-    for name, encoder in encoders.items():
-        vectors_BD, present_B = encoder.encode_many(items)
-        if present_B.any():
-            means[name] = fit_mean(vectors_BD, present_B)
+def fit_means(
+    encoders: Mapping[str, Encoder],
+    items: Sequence[ItemContent],
+    on_progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> Means:
+    """Mean unit vector of each modality over the items that have it; none where no item has it."""
+    sums = {name: np.zeros(encoder.dim) for name, encoder in encoders.items()}
+    counts = dict.fromkeys(encoders, 0)
+    for start in range(0, len(items), _ITEMS_PER_CALL):
+        block = items[start : start + _ITEMS_PER_CALL]
+        for name, encoder in encoders.items():
+            part = centred(*encoder.encode_many(block))
+            sums[name] += part.vectors_BD.sum(axis=0, dtype=np.float64)
+            counts[name] += int(part.present_B.sum())
+        on_progress(start + len(block), len(items))
+    means = {n: (sums[n] / counts[n]).astype(np.float32) for n in encoders if counts[n]}
     return Means(means=means, encoders={name: encoders[name].version for name in means})
 
 
@@ -237,7 +238,7 @@ def read_means(path: Path) -> Means:
         encoders = json.loads(meta["encoders"])
     except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
         raise EncoderUnavailable(
-            f"items.mean_file {path}: cannot be used ({error}); fit the means anew"
+            f"items.mean_file {path}: cannot be used ({error}); `millrace pretrain mean` makes one"
         ) from error
     if not all(np.isfinite(mean).all() and mean.ndim == 1 for mean in means.values()):
         raise EncoderUnavailable(f"items.mean_file {path}: a mean is not a finite vector")
@@ -252,7 +253,8 @@ def _check_means(means: Means, encoders: Mapping[str, Encoder]) -> None:
         if means.encoders.get(name) != encoder.version or len(mean_D) != encoder.dim:
             raise EncoderUnavailable(
                 f"fusion: the mean of '{name}' is of encoder '{means.encoders.get(name)}', but the "
-                f"configured one is '{encoder.version}'; fit the means anew"
+                f"configured one is '{encoder.version}'; fit the means anew "
+                "(`millrace pretrain mean`)"
             )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from stream.commands.pretrain_behaviour import behaviour
+from stream.commands.pretrain_mean import mean
 from stream.commands.pretrain_scl import scl
 
 
@@ -14,4 +15,5 @@ def command() -> None:
 
 
 command.add_command(behaviour)
+command.add_command(mean)
 command.add_command(scl)

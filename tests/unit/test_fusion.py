@@ -145,6 +145,20 @@ def test_a_vector_that_is_the_mean_has_no_direction():
     assert not part.vectors_BD[0].any()
 
 
+def test_means_are_of_unit_vectors_that_are_there(monkeypatch):
+    some = items(30, shift=1.0)
+    given = np.array([i.vectors["own"] for i in some if i.vectors])
+    expected = (given / np.linalg.norm(given, axis=1, keepdims=True)).mean(axis=0)
+    whole = fit_means(encoders(), some)
+    assert whole.means["vector:own"] == pytest.approx(expected, abs=1e-6)
+    monkeypatch.setattr("embeddings.fusion._ITEMS_PER_CALL", 4)
+    told = []
+    blocks = fit_means(encoders(), some, lambda done, total: told.append((done, total)))
+    assert blocks.means["text"] == pytest.approx(whole.means["text"], abs=1e-6)
+    assert told[-1] == (31, 31)
+    assert fit_means(encoders(), some[-1:]).means == {}
+
+
 def test_means_come_back_from_their_file_and_are_part_of_the_version(tmp_path):
     means = fit_means(encoders(), items())
     write_means(tmp_path / "means.safetensors", means)
