@@ -8,14 +8,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream import kernels as k
+from stream import key_kernels as kk
 from stream.columns import EventKind
-from stream.feature_plan import FeaturePlan, key_columns
+from stream.feature_plan import FeaturePlan
 from stream.items import ItemTable
-from stream.keys import combined, salt_of
+from stream.keys import salt_of, salted
 from stream.sequencer import Released
 
 I64 = NDArray[np.int64]
 Name = tuple[int | str, int | str, int | str]
+_WHERE = {
+    "user": kk.USER, "item": kk.ITEM, "event": kk.EVENT, "multi-event": kk.MULTI_EVENT,
+    "attribute": kk.ATTRIBUTE, "multi-attribute": kk.MULTI_ATTRIBUTE,
+}  # fmt: skip
 
 
 @dataclass(slots=True, kw_only=True)
@@ -34,34 +39,38 @@ class EventKeys:
         """`items` gives the attributes that counters are keyed with."""
         self._plan = plan
         self._items = items
-        self._impression_salt = salt_of("impression")
-        self._click_salts = [salt_of(f"click:{kind}") for kind in plan.config.click_kinds]
-        self._organic_salts = [salt_of(f"organic:{kind}") for kind in plan.config.click_kinds]
-        self._unknown_salt = salt_of("unknown")
+        kinds, unknown = plan.config.click_kinds, salt_of("unknown")
+        click_salts = [salt_of(f"click:{kind}") for kind in kinds]
+        self._click_salts = click_salts[: plan.shape.labels]
+        self._salts = kk.Salts(
+            impression=np.array([salt_of("impression")]).view(np.uint64),
+            click=np.array([*click_salts, unknown]).view(np.uint64),
+            organic=np.array(
+                [*(salt_of(f"organic:{kind}") for kind in kinds), unknown]
+            ).view(np.uint64),
+        )  # fmt: skip
+        columns = [column for counter in plan.counters for column in counter.columns]
+        lengths = [0, 0, *(len(counter.columns) for counter in plan.counters)]
+        self._columns = kk.CounterColumns(
+            first=np.cumsum(lengths),
+            where=np.array([_WHERE[column.where] for column in columns], np.int64),
+            place=np.array([column.place for column in columns], np.int64),
+            salt=np.array(
+                [0, *(counter.salt for counter in plan.counters)], np.int64
+            ).view(np.uint64),
+        )  # fmt: skip
+        self._wants_items = any(column.where.endswith("attribute") for column in columns)
 
     def chunk(self, released: Released) -> Chunk:
         """The keys of released rows."""
         kind, item, request = released.kind_n, released.item_n, released.request_n
         n = len(kind)
-        key = np.zeros(n, np.int64)
-        impression_key = np.zeros(n, np.int64)
-        related = (kind == EventKind.IMPRESSION) | (kind == EventKind.CLICK)
-        identity = combined([request[related], item[related]], self._impression_salt)
-        impression_key[related] = identity
-        key[kind == EventKind.IMPRESSION] = impression_key[kind == EventKind.IMPRESSION]
-        organic = kind == EventKind.ORGANIC
-        columns = [released.user_n, item, released.ts_ms_n]
-        for number in np.unique(released.click_kind_n[kind != EventKind.IMPRESSION]):
-            of_kind = released.click_kind_n == number
-            known = number >= 0
-            rows = of_kind & (kind == EventKind.CLICK)
-            salt = self._click_salts[number] if known else self._unknown_salt
-            if rows.any():
-                key[rows] = combined([impression_key[rows]], salt)
-            rows = of_kind & organic
-            salt = self._organic_salts[number] if known else self._unknown_salt
-            if rows.any():
-                key[rows] = combined([c[rows] for c in columns], salt)
+        key, impression_key = np.zeros(n, np.int64), np.zeros(n, np.int64)
+        kk.identities(
+            kind, _words(request), _words(item), _words(released.user_n),
+            _words(released.ts_ms_n), released.click_kind_n, self._salts, _words(key),
+            _words(impression_key),
+        )  # fmt: skip
         events = k.Events(
             kind=kind, clock=released.clock_n, ts=released.ts_ms_n, key=key,
             impression_key=impression_key, request=request, item=item, user=released.user_n,
@@ -79,7 +88,7 @@ class EventKeys:
         n_labels = self._plan.shape.labels
         click_keys = np.zeros((m, n_labels), np.int64)
         for i in range(n_labels):
-            click_keys[:, i] = combined([own_key], self._click_salts[i])
+            click_keys[:, i] = salted(own_key, self._click_salts[i])
         multi = [c for c in imp.multi_mM if c.shape[1]]
         shown = k.Shown(
             ids=np.ascontiguousarray(imp.ids_mF),
@@ -100,21 +109,14 @@ class EventKeys:
             return
         m = e.row[rows]
         user, item = e.user[rows], e.item[rows]
-        wants_items = any(
-            column.where.endswith("attribute")
-            for counter in self._plan.counters
-            for column in counter.columns
-        )
         attribute = (np.zeros((0, 0), np.int64), np.zeros((0, 0), np.int64))
-        if wants_items:
+        if self._wants_items:
             found = self._items.attribute_columns(item)
             multi = [np.zeros((len(rows), 0), np.int64), *found.multi_nM]
             attribute = (found.ids_nA, np.concatenate(multi, axis=1))
-        event = (shown.ids[m], shown.multi[m])
         shown.counter_keys[m, 0] = self._plan.prior_key
-        for j, counter in enumerate(self._plan.counters, start=1):
-            columns = key_columns(counter, user, item, event, attribute)
-            shown.counter_keys[m, j] = combined(columns, counter.salt)
+        sources = kk.Sources(*map(_words, (user, item, shown.ids, shown.multi, *attribute)))
+        kk.counter_keys(m.astype(np.int64), sources, self._columns, _words(shown.counter_keys))
 
     def tick(self, clock_ms: int) -> Chunk:
         """A chunk of one watermark: event time alone goes on."""
@@ -134,3 +136,8 @@ class EventKeys:
             counter_keys=np.zeros((0, shape.counters), np.int64),
         )  # fmt: skip
         return Chunk(events=events, shown=shown)
+
+
+def _words(keys: I64) -> NDArray[np.uint64]:
+    """The same words, without sign."""
+    return np.ascontiguousarray(keys).view(np.uint64)

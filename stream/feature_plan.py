@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from learners.feature_spec import Bag, DenseInput, FeatureSpec, IdField
 from stream import kernels
@@ -229,23 +228,3 @@ def _multi_sources(features: list[FeatureConfig]) -> tuple[MultiSource, ...]:
 
 def _dense_sources(features: list[FeatureConfig]) -> tuple[DenseSource, ...]:
     return tuple(DenseSource(name=f.name, path=f.path) for f in features)
-
-
-def key_columns(
-    counter: CounterPlan,
-    user_n: NDArray[np.int64],
-    item_n: NDArray[np.int64],
-    event: tuple[NDArray[np.int64], NDArray[np.int64]],
-    attribute: tuple[NDArray[np.int64], NDArray[np.int64]],
-) -> list[NDArray[np.int64]]:
-    """A counter's key columns; `event` and `attribute` hold single and several-valued ids."""
-    out = []
-    for column in counter.columns:
-        if column.where == "user":
-            out.append(user_n)
-        elif column.where == "item":
-            out.append(item_n)
-        else:
-            source = event if column.where.endswith("event") else attribute
-            out.append(source[column.where.startswith("multi")][:, column.place])
-    return out
