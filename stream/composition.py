@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from embeddings.codes.codebook_file import read_codebook
+from embeddings.codebook_file import read_codebook
 from embeddings.embedder import Embedder, EmbedderConfig
 from embeddings.encoders import catalog as encoder_catalog
 from embeddings.encoders.projection import ProjectedEncoder, read_projection

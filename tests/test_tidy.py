@@ -18,7 +18,7 @@ FILE_LINES_MAX = 400
 LONG_FILES = {"stream/kernels.py": 950, "stream/scan_kernels.py": 680}
 # Modules that may know Kafka, files, clocks or SDKs. All others are the pure core: pyproject.toml.
 SHELLS = (
-    "embeddings.codes.codebook_file",
+    "embeddings.codebook_file",
     "embeddings.store_reader",
     "embeddings.vector_file",
     "embeddings.vector_store",

@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
+from embeddings.codebook_file import manifest_of, read_codebook, write_codebook
 from embeddings.codes.codebook import CODES_VERSION_MARK, Codebook
-from embeddings.codes.codebook_file import manifest_of, read_codebook, write_codebook
 from embeddings.codes.fit import FitConfig, churn, fit, grow, refresh
 from embeddings.codes.measures import measures
 from infra.errors import InputError

@@ -11,8 +11,8 @@ from typing import Any
 import click
 import numpy as np
 
+from embeddings.codebook_file import read_codebook
 from embeddings.codes.codebook import CODES_PREFIX, CODES_VERSION_MARK, attributes_of
-from embeddings.codes.codebook_file import read_codebook
 from embeddings.neighbours import nearest_by_cosine, plane
 from infra.errors import InputError
 from stream.catalogue import Catalogue, read_catalogue, titles_of

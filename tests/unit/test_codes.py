@@ -9,8 +9,8 @@ import xxhash
 from safetensors.numpy import save_file
 from scipy.stats import spearmanr
 
+from embeddings.codebook_file import CodebookUnusable, read_codebook, write_codebook
 from embeddings.codes.codebook import Codebook, attributes_of, normalised
-from embeddings.codes.codebook_file import CodebookUnusable, read_codebook, write_codebook
 from embeddings.codes.fit import FitConfig, churn, fit, grow, refresh
 from embeddings.codes.kmeans import lloyd, nearest_many, seeds
 from infra.errors import InputError

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from embeddings.codes.codebook_file import read_codebook
+from embeddings.codebook_file import read_codebook
 from embeddings.vector_codec import encode_item_vector
 from embeddings.vector_file import VectorFile, content_version, write_vector_file
 from embeddings.vector_store import RocksVectorStore, RocksVectorStoreConfig

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
+from embeddings.codebook_file import read_codebook, write_codebook
 from embeddings.codes.codebook import attributes_of
-from embeddings.codes.codebook_file import read_codebook, write_codebook
 from embeddings.codes.fit import FitConfig, fit
 from embeddings.embedder import Embedder, EmbedderConfig
 from embeddings.encoders.attributes import AttributeEncoder, AttributeEncoderConfig
