@@ -21,9 +21,14 @@ from embeddings.encoders.protocol import EncoderUnavailable, TokenEncoder
 from embeddings.fusion import FusedEncoder, FusionConfig
 from embeddings.images import BadImage, ImageLimits, read_image
 from embeddings.item_content import ItemContent
+from embeddings.vector_codec import decode_item_vector
 from stream.codec_items import ItemEvent
+from stream.codec_write import encode_event, item_body
+from stream.composition import compose, load_config
 from stream.events import Item
-from stream.item_intake import content_of
+from stream.item_intake import ItemIntake, content_of
+from stream.keys import keys_of_ints
+from tests.support.records import T0, batch_of
 
 Image = pytest.importorskip("PIL.Image", reason="pillow is not installed (extra 'image')")
 
@@ -211,6 +216,38 @@ def test_the_picture_of_an_item_event_reaches_the_encoders(picture):
         msgspec.msgpack.encode(Item(item_id=5, ts_ms=1_650_000_000_000, image=picture)), type=Item
     )
     assert content_of(ItemEvent(record=0, index=0, item=event)).image == picture
+
+
+@needs_wheel
+def test_items_of_the_wire_become_fused_vectors_of_the_item_table():
+    overrides = (
+        'items.encoders=["text", "image"]',
+        "items.encoder_options={text={dim=32}}",
+        "items.dtype=float32",
+    )
+    bodies = [
+        item_body(item_id=1, ts_ms=T0, title="red shoe", image=encoded()),
+        item_body(item_id=2, ts_ms=T0, title="red shoe", image=b"broken"),
+        item_body(item_id=3, ts_ms=T0, image="posters/3.png"),
+        item_body(item_id=4, ts_ms=T0, image=5),
+    ]
+    made = compose(load_config(None, overrides), None)
+    table = made.pipeline.items
+    records = batch_of(*(encode_event("item", body) for body in bodies))
+    letters = ItemIntake(table, made.embedder).items("log", [records])
+    table.apply_until(T0 + 1)
+    assert [(letter.offset, letter.reason) for letter in letters] == [(3, "wrong_type")]
+    vectors, _ = made.embedder._encoder.encode_many(
+        [ItemContent(item_id=1, ts_ms=T0, title="red shoe", image=encoded())]
+    )
+    keys = keys_of_ints(np.array([1, 2, 3]))
+    stored = [decode_item_vector(value) for value in made.store.get_many(keys)]
+    found = [np.frombuffer(one.data, "<f4") for one in stored]
+    assert found[0] == pytest.approx(vectors[0], abs=1e-6)
+    assert stored[0].encoder == made.embedder.version
+    assert 0.3 < found[1] @ vectors[0] < 0.99
+    assert [one.dim for one in stored] == [128, 128, 0]
+    made.close()
 
 
 def test_a_new_picture_is_news_of_an_item():
