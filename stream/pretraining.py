@@ -29,7 +29,7 @@ from stream.item_intake import content_of
 from stream.keys import key_of
 from stream.record_log import RecordLog
 
-PairSource = Literal["session", "next", "nearest"]
+PairSource = Literal["session", "next", "nearest", "query"]
 Tell = Callable[[int, int], None]
 _ITEMS_PER_CALL: Final = 256
 _ROWS: Final = np.int64
@@ -91,7 +91,7 @@ def encode_items(
 
 
 def training_pairs(past: Interactions, source: PairSource, config: PairConfig) -> Pairs:
-    """Pairs to train on, from what happened before the end of training.
+    """Pairs of items to train on, from what happened before the end of training.
 
     `session`: as `config` says; `next`: each item and the user's next one; `nearest`: each item and
     the most similar of the user's last 50 ones by behavioural vectors made of the same span.
@@ -136,7 +136,11 @@ def both_ways(rows: PairRows) -> PairRows:
 
 def later_pairs(interactions: Interactions, items: EncodedItems, from_ms: int) -> Pairs:
     """Each user's next item from `from_ms` on, and the one before it: what training did not see."""
-    pairs = mine_pairs(interactions, PairConfig(window_items=1))
+    return known(mine_pairs(interactions, PairConfig(window_items=1)), items, from_ms)
+
+
+def known(pairs: Pairs, items: EncodedItems, from_ms: int) -> Pairs:
+    """Pairs from `from_ms` on of which both sides have a vector."""
     return pairs.where(
         (pairs.ts_ms_P >= from_ms) & items.has(pairs.left_P) & items.has(pairs.right_P)
     )

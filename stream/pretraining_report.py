@@ -20,20 +20,26 @@ F32 = NDArray[np.float32]
 
 
 def judgement(
-    items: EncodedItems, later: Pairs, trained_ND: F32, control_ND: F32 | None
+    items: EncodedItems,
+    later: Pairs,
+    trained_ND: F32,
+    control_ND: F32 | None,
+    competes_N: NDArray[np.bool_],
 ) -> dict[str, Any]:
-    """Recall of the next item, its lift over the raw vectors with an interval, and geometry.
+    """Recall of the right items, its lift over the raw vectors with an interval, and geometry.
+
+    `competes_N`: rows that are items; others, such as queries, are never an answer.
 
     Keys: `later_pairs`, `recall`, `lift` and `alignment` by name (raw, trained, control),
     `uniformity`, `trained_over_control`; without later pairs a `reason` instead.
     """
     if not len(later):
-        return {"later_pairs": 0, "reason": "no user took two items with vectors from then on"}
+        return {"later_pairs": 0, "reason": "no pair of items with vectors from then on"}
     vectors: dict[str, F32] = {"raw": _unit(items.vectors_ND), "trained": trained_ND}
     if control_ND is not None:
         vectors["control"] = control_ND
     left_P, right_P = items.rows(later.left_P), items.rows(later.right_P)
-    worth = {name: hits(v, left_P, right_P, RECALL_AT) for name, v in vectors.items()}
+    worth = {name: hits(v, left_P, right_P, RECALL_AT, competes_N) for name, v in vectors.items()}
 
     def over(name: str, base: str) -> dict[str, float]:
         difference = worth[name] - worth[base]

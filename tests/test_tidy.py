@@ -53,6 +53,7 @@ SHELLS = (
     "stream.metrics",
     "stream.policy_file",
     "stream.prediction_log",
+    "stream.queries",
     "stream.record_log",
     "stream.replay",
     "stream.report.page",

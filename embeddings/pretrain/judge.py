@@ -24,11 +24,18 @@ class Interval:
     high: float
 
 
-def hits(vectors_ND: F32, left_P: I64, right_P: I64, k: int) -> NDArray[np.float64]:
+def hits(
+    vectors_ND: F32,
+    left_P: I64,
+    right_P: I64,
+    k: int,
+    competes_N: NDArray[np.bool_] | None = None,
+) -> NDArray[np.float64]:
     """Share of a hit each pair is worth: whether `right` is among the `k` items nearest to `left`.
 
-    float64 [P]. All items but `left` itself compete; of items that tie with `right` at the k-th
-    place each is equally likely to be in, so that equal vectors gain nothing by their order.
+    float64 [P]. All rows, or those of `competes_N`, but `left` itself compete. Of items that tie
+    with `right` at the k-th place each is equally likely to be in, so that equal vectors gain
+    nothing by their order.
     """
     worth_P = np.zeros(len(left_P))
     for start in range(0, len(left_P), _PAIRS_PER_BLOCK):
@@ -37,6 +44,8 @@ def hits(vectors_ND: F32, left_P: I64, right_P: I64, k: int) -> NDArray[np.float
         cosine_bN = vectors_ND[left_b] @ vectors_ND.T
         own_b1 = cosine_bN[row_b, right_b][:, None]
         cosine_bN[row_b, left_b] = -np.inf
+        if competes_N is not None:
+            cosine_bN[:, ~competes_N] = -np.inf
         above_b = (cosine_bN > own_b1).sum(axis=1)
         level_b = (cosine_bN == own_b1).sum(axis=1)
         worth_P[start : start + len(left_b)] = np.clip((k - above_b) / np.maximum(level_b, 1), 0, 1)

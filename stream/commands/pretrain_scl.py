@@ -9,25 +9,30 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import torch
 
 from embeddings.encoders.projection import Projection, write_projection
-from embeddings.pretrain.pairs import PairConfig
+from embeddings.item_content import ItemContent
+from embeddings.pretrain.pairs import PairConfig, Pairs
 from embeddings.pretrain.trainer import ContrastConfig, ContrastTrainer, EpochFacts, PairRows
 from infra.errors import InputError
 from stream.commands.progress import progress
 from stream.composition import load_config, raw_encoder_of
+from stream.config import Config
 from stream.interactions import read_interactions, read_shown
 from stream.pretraining import (
     PairSource,
     both_ways,
     encode_items,
+    known,
     later_pairs,
     read_items,
     rows_of,
     training_pairs,
 )
 from stream.pretraining_report import RECALL_AT, judgement
+from stream.queries import query_pairs
 from stream.times import time_ms
 
 
@@ -39,12 +44,14 @@ from stream.times import time_ms
               help="Projection, a safetensors file; its report has .json behind.")  # fmt: skip
 @click.option("--config", "config_file", help="TOML file or preset that names the encoder.")
 @click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Override a setting.")
-@click.option("--pairs", "source", type=click.Choice(["session", "next", "nearest"]),
+@click.option("--pairs", "source", type=click.Choice(["session", "next", "nearest", "query"]),
               default="session", show_default=True, help="Which items make a pair.")  # fmt: skip
 @click.option("--window-minutes", default=30.0, show_default=True, metavar="M",
               help="Longest time between the items of a session's pair; 0: any.")  # fmt: skip
 @click.option("--window-items", default=5, show_default=True, metavar="N",
               help="Largest number of items from one to the other.")  # fmt: skip
+@click.option("--query", default="query", show_default=True, metavar="NAME",
+              help="Where an impression's context has the query, for --pairs query.")  # fmt: skip
 @click.option("--objective", type=click.Choice(["queue", "batch"]), default="queue",
               show_default=True, help="Contrast with a queue, or within the batch.")  # fmt: skip
 @click.option("--option", "options", multiple=True, metavar="A=B",
@@ -76,6 +83,7 @@ class _Given:
     source: PairSource
     window_minutes: float
     window_items: int
+    query: str
     objective: str
     options: tuple[str, ...]
     kinds: tuple[str, ...]
@@ -94,17 +102,25 @@ def _run(given: _Given) -> None:
         logged = read_interactions(
             given.logs, topic=config.topics.clicks, kinds=given.kinds, on_progress=tell
         )
-    with progress("encode") as tell:
-        items = encode_items(encoder, read_items(given.logs, config.topics.items), tell)
     past = logged.interactions.where(logged.interactions.ts_ms_n < until_ms)
+    asked, contents = _asked(given, config)
+    items_only = read_items(given.logs, config.topics.items)
+    with progress("encode") as tell:
+        items = encode_items(encoder, items_only | contents, tell)
     wants_hard = settings.objective == "queue" and settings.triplet_weight > 0
     shown = (
         read_shown(given.logs, topic=config.topics.impressions, until_ms=until_ms)
         if wants_hard
         else None
     )
-    rows = rows_of(training_pairs(past, given.source, window), items, shown=shown, taken=past)
-    rows = both_ways(rows) if settings.objective == "queue" else rows
+    if asked is None:
+        pairs = training_pairs(past, given.source, window)
+        later = later_pairs(logged.interactions, items, until_ms)
+    else:
+        pairs, later = asked.where(asked.ts_ms_P < until_ms), known(asked, items, until_ms)
+    rows = rows_of(pairs, items, shown=shown, taken=past)
+    # A query finds items, but no item looks for a query.
+    rows = both_ways(rows) if settings.objective == "queue" and asked is None else rows
     trainer = ContrastTrainer(items.vectors_ND, rows, settings, given.device)
     state = given.out.with_name(f"{given.out.name}.state")
     started = time.perf_counter()
@@ -115,21 +131,33 @@ def _run(given: _Given) -> None:
         other = ContrastTrainer(items.vectors_ND, shuffled, settings, given.device)
         _train(other, None, resume=False)
         placebo = other.vectors()
-    later = later_pairs(logged.interactions, items, until_ms)
+    competes_N = ~np.isin(items.items_N, np.fromiter(contents, np.int64, len(contents)))
     report = {
         "encoder": encoder.version,
         "until_ms": until_ms,
         "logs": logged.source_ids,
-        "items": len(items.items_N),
+        "items": int(competes_N.sum()),
+        "queries": int((~competes_N).sum()),
         "pairs": _counts(rows),
         "settings": asdict(settings) | {"pairs": given.source} | asdict(window),
         "epochs": [asdict(fact) for fact in facts],
         "seconds": time.perf_counter() - started,
-        **judgement(items, later, trainer.vectors(), placebo),
+        **judgement(items, later, trainer.vectors(), placebo, competes_N),
     }
     _write(given.out, trainer, encoder.version, report)
     state.unlink(missing_ok=True)
     _show(report, given.out)
+
+
+def _asked(given: _Given, config: Config) -> tuple[Pairs | None, dict[int, ItemContent]]:
+    """Pairs with queries and the queries' contents, where these are asked for."""
+    if given.source != "query":
+        return None, {}
+    topics = config.topics
+    return query_pairs(
+        given.logs, impressions=topics.impressions, clicks=topics.clicks, field=given.query,
+        kinds=given.kinds,
+    )  # fmt: skip
 
 
 def _write(out: Path, trainer: ContrastTrainer, encoder: str, report: dict[str, Any]) -> None:
@@ -152,13 +180,13 @@ def _window(given: _Given) -> PairConfig:
 
 def _settings(objective: str, options: tuple[str, ...]) -> ContrastConfig:
     """The training's settings; raises InputError for an unknown or unfit one."""
-    known = ContrastConfig.__dataclass_fields__
+    fields = ContrastConfig.__dataclass_fields__
     chosen: dict[str, Any] = {"objective": objective}
     for option in options:
         name, _, value = option.partition("=")
-        if name not in known or name == "objective":
-            raise InputError(f"--option {option}: expected one of {', '.join(sorted(known))}")
-        kind = int if known[name].type == "int" else float
+        if name not in fields or name == "objective":
+            raise InputError(f"--option {option}: expected one of {', '.join(sorted(fields))}")
+        kind = int if fields[name].type == "int" else float
         try:
             chosen[name] = kind(value)
         except ValueError as error:

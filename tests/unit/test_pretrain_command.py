@@ -158,7 +158,7 @@ def test_without_anything_later_there_is_a_reason_and_no_figure(log, tmp_path):
     assert run(arguments(log, out, "--no-control", "--until", str(T0 + 10 * LATER_MS))) == 0
     report = report_of(out)
     assert report["later_pairs"] == 0
-    assert "no user took two items" in report["reason"]
+    assert "no pair of items" in report["reason"]
     assert "recall" not in report
 
 
