@@ -14,6 +14,7 @@ PACKAGES := stream learners embeddings infra
 COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-header pyproject.toml
 PYTEST := $(BIN)/python -m pytest
+TWO := -n 2 --dist loadgroup
 
 # Compiled kernels are kept between runs; idle OpenMP threads sleep instead of spinning.
 export NUMBA_CACHE_DIR ?= $(CURDIR)/build/numba
@@ -65,12 +66,12 @@ unit: $(READY) ## unit tests
 
 .PHONY: check
 check: lint types layers ## all that is fast: format, lint, types, layers, tidy, unit, property
-	$(PYTEST) -n 2 --dist loadfile -m "not slow" \
+	$(PYTEST) $(TWO) -m "not slow" \
 		tests/test_tidy.py tests/test_docs.py tests/unit tests/golden tests/property
 
 .PHONY: test
 test: lint types layers ## everything, with the real broker where Java and Maven are there
-	$(PYTEST) tests
+	$(PYTEST) $(TWO) tests
 
 .PHONY: demo
 demo: $(READY) ## broker, embedder and worker on the bundled log, to a table and a report

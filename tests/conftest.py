@@ -1,4 +1,8 @@
-"""Brokers for the tests that need one. A real Kafka is required where MILLRACE_REQUIRE_KAFKA=1."""
+"""Brokers for the tests that need one. A real Kafka is required where MILLRACE_REQUIRE_KAFKA=1.
+
+With several processes (`-n 2`), tests with a broker run one after the other in one of them, and
+the tests of a file stay together.
+"""
 
 import os
 
@@ -6,6 +10,18 @@ import pytest
 
 from infra.kafka_broker import KafkaBroker, KafkaUnavailable, missing_tools
 from infra.local_broker import LocalBroker, LocalBrokerMissing
+
+
+BROKERS = {"kafka", "own_kafka", "tansu", "broker", "small_broker"}
+
+
+def pytest_collection_modifyitems(items):
+    """Groups for `--dist loadgroup`; the largest one begins."""
+    with_broker = [bool(BROKERS & set(item.fixturenames)) for item in items]
+    for item, broker in zip(items, with_broker, strict=True):
+        item.add_marker(pytest.mark.xdist_group("broker" if broker else str(item.path)))
+    order = sorted(range(len(items)), key=lambda i: not with_broker[i])
+    items[:] = [items[i] for i in order]
 
 
 def _absent(reason):
