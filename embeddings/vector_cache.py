@@ -169,7 +169,11 @@ class VectorCache:
         else:
             rows_n = found[0][0].ravel()
             ids, multi, dense = self._ids_RA, self._multi_RM, self._dense_RX
-        return AttributeColumns(ids_nA=ids[rows_n], multi_nM=multi[rows_n], dense_nX=dense[rows_n])
+        return AttributeColumns(
+            ids_nA=ids.take(rows_n, axis=0),
+            multi_nM=multi.take(rows_n, axis=0),
+            dense_nX=dense.take(rows_n, axis=0),
+        )
 
     def drop(self, keys: I64) -> None:
         """Forgets items whose values changed in the store; the next look-up reads them anew."""
