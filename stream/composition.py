@@ -116,6 +116,20 @@ def encoder_of(items: ItemsConfig) -> Encoder:
     return ProjectedEncoder(raw, projection)
 
 
+def behaviour_until_ms(items: ItemsConfig) -> int | None:
+    """The end of the behaviour that the item vectors were learned from, None where they were not.
+
+    Raises InputError where a file that the configuration names cannot be used.
+    """
+    facts: list[Mapping[str, Any]] = []
+    if items.vectors_file:
+        facts.append(read_vector_file(Path(items.vectors_file)).facts)
+    if items.projection:
+        facts.append(read_projection(Path(items.projection)).facts)
+    ends = [fact["until_ms"] for fact in facts if isinstance(fact.get("until_ms"), int)]
+    return max(ends, default=None)
+
+
 def embedder_of(config: Config) -> Embedder:
     """The embedder of a configuration: pure, so that replay and worker give the same vectors.
 

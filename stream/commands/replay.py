@@ -18,7 +18,7 @@ from rich.table import Table
 from infra import config as loader
 from infra.config_text import render
 from infra.errors import InputError
-from stream.composition import load_config
+from stream.composition import behaviour_until_ms, load_config
 from stream.config import Config
 from stream.evaluation import EvaluationOptions
 from stream.replay.report import counts_of, evaluation_of, write_json
@@ -127,6 +127,18 @@ def table_of(report: dict[str, Any]) -> Table:
     return table
 
 
+def _warn_of_foresight(config: Config, from_ms: int | None) -> None:
+    """Say so where item vectors were learned from behaviour inside the evaluated span."""
+    until_ms = behaviour_until_ms(config.items)
+    if until_ms is not None and from_ms is not None and from_ms < until_ms:
+        until = dt.datetime.fromtimestamp(until_ms / 1000, dt.UTC).isoformat()
+        click.echo(
+            f"the item vectors were learned from behaviour until {until}: impressions before that "
+            "are predicted with knowledge of the future; evaluate later ones (--evaluate-from)",
+            err=True,
+        )
+
+
 @click.command("replay")
 @click.argument("logs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--report", required=True, type=click.Path(path_type=Path, file_okay=False),
@@ -186,6 +198,7 @@ def command(  # one parameter an option
         result.composition.close()
     content["title"] = f"Replay of {logs[0].name}"
     write_json(report / "report.json", content)
+    _warn_of_foresight(config, content["evaluation"]["from_ms"])
     write_pages(content, report)
     wide_console().print(table_of(content))
     click.echo(

@@ -230,6 +230,19 @@ def test_the_command_makes_a_file_that_a_replay_uses(tmp_path, capsys):
     assert run([*replay, *vectors, "--set", "items.dim=16"]) == 2
     assert "set items.dim=8" in capsys.readouterr().err
     assert run([*replay, *vectors, "--set", "items.dim=8"]) == 0
+    assert "knowledge of the future" in capsys.readouterr().err
     report = json.loads((tmp_path / "r" / "report.json").read_text())
     assert report["items_rejected_by_reason"] == {}
     assert report["config"]["items"]["vectors_file"] == str(out)
+
+
+def test_vectors_from_before_the_log_are_used_without_a_warning(tmp_path, capsys):
+    log = write_log(tmp_path / "log.parquet", samples=300)
+    vectors = np.eye(40, 8, dtype=np.float32) + 0.1
+    file = VectorFile(
+        item_ids=list(range(40)), vectors_ND=vectors, version="v", facts={"until_ms": T0 - 1}
+    )
+    write_vector_file(tmp_path / "v.parquet", file)
+    given = ["--set", f"items.vectors_file={tmp_path / 'v.parquet'}", "--set", "items.dim=8"]
+    assert run(["replay", str(log), "--report", str(tmp_path / "r"), *given]) == 0
+    assert "future" not in capsys.readouterr().err
