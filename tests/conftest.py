@@ -11,7 +11,6 @@ import pytest
 from infra.kafka_broker import KafkaBroker, KafkaUnavailable, missing_tools
 from infra.local_broker import LocalBroker, LocalBrokerMissing
 
-
 BROKERS = {"kafka", "own_kafka", "tansu", "broker", "small_broker"}
 
 
