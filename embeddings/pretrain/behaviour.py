@@ -24,6 +24,8 @@ from embeddings.pretrain.pairs import (
 )
 from infra.errors import InputError
 
+_PAIRS_AT_ONCE = 4_000_000
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BehaviourConfig:
@@ -87,13 +89,25 @@ def co_counts(blocks: Iterable[Pairs], items_N: I64) -> tuple[sparse.csr_array, 
     """
     n = len(items_N)
     counts_NN = sparse.csr_array((n, n), dtype=np.float64)
-    pairs = 0
+    pairs, held = 0, 0
+    waiting: list[I64] = []
     for block in blocks:
-        left = np.searchsorted(items_N, block.left_P)
-        right = np.searchsorted(items_N, block.right_P)
-        counts_NN += sparse.csr_array((np.ones(len(left)), (left, right)), shape=(n, n))
+        left, right = (np.searchsorted(items_N, side) for side in (block.left_P, block.right_P))
+        waiting.append(left * n + right)
+        held += len(block)
         pairs += len(block)
+        if held >= _PAIRS_AT_ONCE:
+            counts_NN += _counted(waiting, n)
+            waiting, held = [], 0
+    if waiting:
+        counts_NN += _counted(waiting, n)
     return sparse.csr_array(counts_NN + counts_NN.T), pairs
+
+
+def _counted(places: list[I64], n: int) -> sparse.csr_array:
+    """How often each place row * n + column occurs, float64 [n, n]."""
+    place, count = np.unique(np.concatenate(places), return_counts=True)
+    return sparse.csr_array((count.astype(np.float64), (place // n, place % n)), shape=(n, n))
 
 
 def positive_information(counts_NN: sparse.csr_array, config: BehaviourConfig) -> sparse.csr_array:

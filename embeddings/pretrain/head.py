@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, normalize, relu
 
+_ROWS_PER_BLOCK = 65_536
+
 
 class ProjectionHead(nn.Module):
     """normalize(W x + b + V relu(U x + c)), the second part only with `hidden` units.
@@ -18,7 +20,7 @@ class ProjectionHead(nn.Module):
         """`raw_ND`: the vectors whose mean and axes it begins with, float32 [N, D]."""
         super().__init__()
         mean_D = raw_ND.mean(dim=0)
-        axes_OD = _axes(raw_ND - mean_D, dim)
+        axes_OD = _axes(raw_ND, mean_D, dim)
         self.weight = nn.Parameter(axes_OD)
         self.bias = nn.Parameter(-axes_OD @ mean_D)
         self.inner: nn.Parameter | None = None
@@ -38,12 +40,19 @@ class ProjectionHead(nn.Module):
         return normalize(out_BO, dim=1)
 
 
-def _axes(centred_ND: Tensor, dim: int) -> Tensor:
-    """The principal axes as rows [dim, D], zeros beyond the rank; signs as found in float64."""
-    _, _, axes_RD = torch.linalg.svd(centred_ND.double(), full_matrices=False)
-    kept = axes_RD[:dim]
-    largest_R = kept.gather(1, kept.abs().argmax(dim=1, keepdim=True))
-    kept = kept * torch.where(largest_R < 0, -1.0, 1.0)
-    axes_OD = torch.zeros(dim, centred_ND.shape[1])
-    axes_OD[: len(kept)] = kept.float()
+def _axes(raw_ND: Tensor, mean_D: Tensor, dim: int) -> Tensor:
+    """The principal axes as rows [dim, D], zeros beyond D; each axis's largest entry is positive.
+
+    Of the covariance, block by block in float64: it fits in memory for any number of items.
+    """
+    size = raw_ND.shape[1]
+    covariance_DD = torch.zeros(size, size, dtype=torch.float64)
+    for start in range(0, len(raw_ND), _ROWS_PER_BLOCK):
+        block_BD = raw_ND[start : start + _ROWS_PER_BLOCK]
+        centred_BD = block_BD.double() - mean_D.double()
+        covariance_DD += centred_BD.T @ centred_BD
+    kept_RD = torch.linalg.eigh(covariance_DD).eigenvectors.T.flip(0)[:dim]
+    largest_R1 = kept_RD.gather(1, kept_RD.abs().argmax(dim=1, keepdim=True))
+    axes_OD = torch.zeros(dim, size)
+    axes_OD[: len(kept_RD)] = (kept_RD * torch.where(largest_R1 < 0, -1.0, 1.0)).float()
     return axes_OD
