@@ -77,6 +77,10 @@ test: lint types layers ## everything, with the real broker where Java and Maven
 demo: $(READY) ## broker, embedder and worker on the bundled log, to a table and a report
 	$(BIN)/millrace demo
 
+.PHONY: demo-items
+demo-items: $(READY) ## a made-up catalogue: vectors, codes and neighbours of new items
+	$(BIN)/millrace demo-items
+
 .PHONY: bench
 bench: $(READY) ## the benchmarks, one after the other
 	@for b in tests/benchmarks/bench_*.py; do echo "== $$b"; \

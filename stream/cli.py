@@ -22,6 +22,7 @@ EXIT_DONE, EXIT_FAULT, EXIT_INPUT = 0, 1, 2
 # exists, so nothing is advertised that is not there.
 VERBS: dict[str, tuple[str, str]] = {
     "demo": ("stream.commands.demo", "Run broker, embedder and worker on the bundled log."),
+    "demo-items": ("stream.commands.demo_items", "Show new items' vectors, codes and neighbours."),
     "worker": ("stream.commands.worker", "Join, train and write snapshots from Kafka."),
     "embed": ("stream.commands.embed", "Turn item events into item vectors."),
     "broker": ("stream.commands.broker", "Run a broker in the foreground, for trying out."),

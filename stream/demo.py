@@ -34,7 +34,8 @@ _COMPARED = ("request_id", "item_id", "user_id", "ts_ms", "label", "logit")
 class DemoConfig:
     """`broker` empty: the embedded one. `arguments` go to every process (configuration).
 
-    `data_set` is the importer that makes a record log of the folder `data`.
+    `data_set` is the importer that makes a record log of the folder `data`; empty: `data` is the
+    record log.
     """
 
     data: Path
@@ -73,7 +74,7 @@ class Demo:
     def __init__(self, config: DemoConfig, tell: Callable[[Told], None]) -> None:
         """`tell` is called a few times a second."""
         self._config, self._tell = config, tell
-        self._log = config.folder / "log.parquet"
+        self._log = config.folder / "log.parquet" if config.data_set else config.data
         self._state = config.folder / "worker"
         self._status_file = config.folder / "status.json"
         config.folder.mkdir(parents=True, exist_ok=True)
@@ -86,9 +87,10 @@ class Demo:
             self._run("topics", "--broker", broker)
             # It compiles its loops while the log is made and the items are embedded.
             with self._worker(broker) as worker:
-                self._tell(Told("making the record log", 0, 0, {}))
-                data, importer = str(self._config.data), self._config.data_set
-                self._run("import", importer, data, str(self._log), configured=False)
+                if importer := self._config.data_set:
+                    self._tell(Told("making the record log", 0, 0, {}))
+                    data = str(self._config.data)
+                    self._run("import", importer, data, str(self._log), configured=False)
                 self._embed(broker, worker)
                 result.setup_s = time.monotonic() - began
                 began = time.monotonic()

@@ -43,6 +43,7 @@ SHELLS = (
     "stream.commands",
     "stream.composition",
     "stream.demo",
+    "stream.demo_catalogue",
     "stream.event_schemas",
     "stream.importers",
     "stream.interactions",

