@@ -2,6 +2,7 @@
 
 Run: python -m tests.benchmarks.quality_kuairand [--seeds 0 1 2] [--runs WORD …] [--set A.B=C …]
      python -m tests.benchmarks.quality_kuairand --ablation [--seeds 0 1]
+     python -m tests.benchmarks.quality_kuairand --cost [--runs WORD …]
 
 Preset `kuairand`, predictions made at the impression, evaluated from 2022-04-30 00:00 UTC+8 on. The
 front runs once for each label and log; each row is a learner on the steps recorded there, which
@@ -52,6 +53,8 @@ HEADER = (
     "calibration by day", "calibration by tab", "AUC tab 1", "AUC cold videos", "AUC cold users",
     "µs a sample",
 )  # fmt: skip
+COST_STEPS = slice(400, 900)
+COST = ("without", "µs a sample learned", "µs a sample predicted")
 ABLATION = ("without", "log loss", "difference", "95 %", "AUC", "AUC cold videos", "µs a sample")
 VW_CROSSES = [["user", "tab"], ["user", "author"], ["video", "tab"], ["user", "video"]]
 CROSSES = (
@@ -282,6 +285,31 @@ def ablation(recordings: Recordings, seeds: list[int], words: list[str]) -> None
                             *figures, round(min(us), 1)]), flush=True)  # fmt: skip
 
 
+def cost(recordings: Recordings, words: list[str]) -> None:
+    """Print microseconds a sample of learning and predicting without each ingredient.
+
+    The ingredients take turns, and a step's time is the 5 % quantile of wall times: what it takes
+    when nothing else is in the way.
+    """
+    fine = recordings.fine("click")
+    fine = Recording(spec=fine.spec, steps=fine.steps[COST_STEPS])
+    print(markdown(COST, []), flush=True)
+    chosen = [p for p in PARTS if any(word in p.name for word in words)]
+    steps: list[Recording] = []
+    times: list[tuple[list[float], list[float]]] = [([], []) for _ in chosen]
+    for part in chosen:
+        made = fine.coarser((part.batch_size or recordings.batch_size) // SMALLEST)
+        steps.append(made.without(part.dropped) if part.dropped else made)
+    for _ in range(3):
+        for part, made, found in zip(chosen, steps, times, strict=True):
+            learn, predict = made.times(part.learner, {**recordings.options, **part.options})
+            found[0] += learn
+            found[1] += predict
+    for part, found in zip(chosen, times, strict=True):
+        low = [round(float(np.quantile(values, 0.05)), 1) for values in found]
+        print(markdown_row([part.name, *low]), flush=True)
+
+
 def main() -> None:
     """Print tables in Markdown."""
     parser = argparse.ArgumentParser()
@@ -290,11 +318,15 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], help="an override for all runs")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--ablation", action="store_true", help="leave out one ingredient each")
+    parser.add_argument("--cost", action="store_true", help="time without one ingredient each")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     print(f"{setting()}\n")
     recordings = Recordings(tuple(args.set))
-    (ablation if args.ablation else table)(recordings, args.seeds, args.runs)
+    if args.cost:
+        cost(recordings, args.runs)
+    else:
+        (ablation if args.ablation else table)(recordings, args.seeds, args.runs)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from infra.state import Part
 from learners import catalog
 from learners.batch import ContentRows, MiniBatch
 from learners.feature_spec import FeatureSpec
-from learners.learner import StepReport
+from learners.learner import Learner, StepReport
 from learners.net_learner import NetLearner
 from stream.composition import compose
 from stream.config import Config
@@ -118,9 +118,7 @@ class Recording:
 
         Processor time of this process, learning alone.
         """
-        learner = catalog.build(name, self.spec, options)
-        if isinstance(learner, NetLearner):
-            learner.reports_logits = False  # as in a pipeline that predicts at the impression
+        learner = _built(name, self.spec, options)
         found: dict[str, list[NDArray[Any]]] = {"sample": [], "logit": []}
         seconds, rows = 0.0, 0
         for shown, learned in self.steps:
@@ -140,6 +138,26 @@ class Recording:
         logits = np.where(sample[at] == own, logit[at], np.nan).astype(np.float32)
         logits[self.ts_ms_n < from_ms] = np.nan
         return logits, 1e6 * seconds / rows
+
+    def times(self, name: str, options: Mapping[str, Any]) -> tuple[list[float], list[float]]:
+        """Microseconds a row of each step: learned, and predicted just before. Wall time."""
+        learner = _built(name, self.spec, options)
+        learn, predict = [], []
+        for _, batch in self.steps:
+            start = time.perf_counter()
+            learner.predict_many(batch)
+            between = time.perf_counter()
+            learner.learn_many(batch)
+            predict.append(1e6 * (between - start) / len(batch))
+            learn.append(1e6 * (time.perf_counter() - between) / len(batch))
+        return learn, predict
+
+
+def _built(name: str, spec: FeatureSpec, options: Mapping[str, Any]) -> Learner:
+    learner = catalog.build(name, spec, options)
+    if isinstance(learner, NetLearner):
+        learner.reports_logits = False  # as in a pipeline that predicts at the impression
+    return learner
 
 
 class _Recorder:

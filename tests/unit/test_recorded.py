@@ -37,6 +37,12 @@ def test_a_run_predicts_before_it_learns():
     np.testing.assert_array_equal(again[shown], logit_n[shown])
 
 
+def test_each_step_is_timed():
+    learn, predict = recording().times("id_content", {"device": "cpu"})
+    assert len(learn) == len(predict) == 8
+    assert min(learn + predict) > 0
+
+
 def test_coarser_steps_hold_the_same_rows_in_the_same_order():
     made = recording()
     coarse = made.coarser(3)
