@@ -303,8 +303,8 @@ def cost(recordings: Recordings, words: list[str]) -> None:
     for _ in range(3):
         for part, made, found in zip(chosen, steps, times, strict=True):
             learn, predict = made.times(part.learner, {**recordings.options, **part.options})
-            found[0] += learn
-            found[1] += predict
+            found[0].extend(learn)
+            found[1].extend(predict)
     for part, found in zip(chosen, times, strict=True):
         low = [round(float(np.quantile(values, 0.05)), 1) for values in found]
         print(markdown_row([part.name, *low]), flush=True)
