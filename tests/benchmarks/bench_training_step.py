@@ -261,6 +261,7 @@ def main() -> None:
     learner: Any = catalog.build(
         "id_content", spec(), {"device": "cpu", "threads": options.threads}
     )
+    learner.reports_logits = False  # as in a pipeline that predicts at the impression
     warm_ids(learner, draws)
     plain, mean, total = Plain(), Fbgemm(mean=True), Fbgemm(mean=False)
     result = timed(
