@@ -86,6 +86,8 @@ def open_bandit(**options: Any) -> None:
 @_options
 @click.option("--texts", type=click.Path(path_type=Path), metavar="FILE",
               help="Table of overviews by ml1m_movie_id.")  # fmt: skip
+@click.option("--posters", type=click.Path(path_type=Path), metavar="FILE",
+              help="Table of JPEG pictures by ml1m_movie_id.")  # fmt: skip
 def movielens(**options: Any) -> None:
     """Write the record log OUT from MovieLens' ratings in the folder DIR, for internal tests.
 

@@ -1,9 +1,10 @@
 """MovieLens' ratings to a record log. The only module that knows this data set; for tests only.
 
 Not an impression log: each rating counts as one impression, a rating of `LIKED_FROM` or more as a
-click on it, `CLICK_DELAY_MS` later. What a person chose to rate is taken as what was shown, so the
-figures say how well liking is predicted and nothing about clicks. Events may not lie before the
-year 2000: earlier ratings are moved by `SHIFT_MS`, 28 years, which keeps dates and weekdays.
+click on it and a lower one as a click of kind `dislike`, for histories, `CLICK_DELAY_MS` later. What
+a person chose to rate is taken as what was shown, so the figures say how well liking is predicted
+and nothing about clicks. Events may not lie before the year 2000: earlier ratings are moved by
+`SHIFT_MS`, 28 years, which keeps dates and weekdays.
 """
 
 from __future__ import annotations
@@ -39,12 +40,13 @@ _ML1M_ID: Final = "ml1m_movie_id"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MovieLensImportConfig(ImportConfig):
-    """`texts`: a table of overviews by the 1M set's movie id, for items that name theirs.
+    """Tables by the 1M set's movie id, for items that name theirs: overviews, and pictures (JPEG).
 
     Times of the span are those of the log, after any shift.
     """
 
     texts: Path | None = None
+    posters: Path | None = None
 
 
 def import_movielens(
@@ -64,7 +66,7 @@ def import_movielens(
     ratings, ts_ms_n = in_span(ratings, ts_ms_n, config, path)
     shown = _Shown.of(ratings, ts_ms_n)
     clicks = list(_clicks(shown))
-    items = list(_items(source, config.texts, int(ts_ms_n.min()) - 1))
+    items = list(_items(source, config, int(ts_ms_n.min()) - 1))
     built = write_log(
         out,
         {"items": items, "impressions": _impressions(shown, _people(source)), "clicks": clicks},
@@ -133,25 +135,28 @@ def _impressions(shown: _Shown, people: dict[int, dict[str, Any]]) -> Iterator[O
 def _clicks(shown: _Shown) -> Iterator[Outgoing]:
     rows = zip(shown.requests, shown.users, shown.items, shown.times, shown.liked, strict=True)
     for request, user, item, shown_ms, liked in rows:
-        if liked:
-            ts_ms = shown_ms + CLICK_DELAY_MS
-            body = click_body(
-                request_id=request, item_id=item, user_id=user, ts_ms=ts_ms, kind="click"
-            )
-            yield Outgoing(ts_ms, encode_key(user), "click", body)
+        ts_ms, kind = shown_ms + CLICK_DELAY_MS, "click" if liked else "dislike"
+        body = click_body(request_id=request, item_id=item, user_id=user, ts_ms=ts_ms, kind=kind)
+        yield Outgoing(ts_ms, encode_key(user), "click", body)
 
 
-def _items(source: Path, texts: Path | None, ts_ms: int) -> Iterator[Outgoing]:
+def _by_movie(path: Path | None, column: str) -> dict[int, Any]:
+    """A column of a table by the 1M set's movie id."""
+    if path is None:
+        return {}
+    table = read_table(path, (_ML1M_ID, column))
+    return dict(zip(table[_ML1M_ID].to_pylist(), table[column].to_pylist(), strict=True))
+
+
+def _items(source: Path, config: MovieLensImportConfig, ts_ms: int) -> Iterator[Outgoing]:
     path = first_of(source, ("items.parquet", "u.item"))
     if not path.is_file():
         return
     table = read_table(path, ("item_id", "title"), **_layout(path, _ITEMS, "|"))
-    overviews: dict[int, str] = {}
-    if texts is not None:
-        written = read_table(texts, (_ML1M_ID, "overview"))
-        overviews = dict(
-            zip(written[_ML1M_ID].to_pylist(), written["overview"].to_pylist(), strict=True)
-        )
+    extras = {
+        "text": _by_movie(config.texts, "overview"),
+        "image": _by_movie(config.posters, "jpeg"),
+    }
     for row in table.to_pylist():
         genres = row.get("genres") or [genre for genre in _GENRES if row.get(genre)]
         attributes: dict[str, Any] = {"genres": genres}
@@ -159,9 +164,8 @@ def _items(source: Path, texts: Path | None, ts_ms: int) -> Iterator[Outgoing]:
         if released and released[-4:].isdigit():
             attributes["year"] = int(released[-4:])
         content = {"title": row["title"]}
-        overview = overviews.get(row.get(_ML1M_ID) or 0)
-        if overview:
-            content["text"] = overview
+        movie = row.get(_ML1M_ID) or 0
+        content |= {name: of[movie] for name, of in extras.items() if of.get(movie)}
         item = row["item_id"]
         body = item_body(item_id=item, ts_ms=ts_ms, attributes=attributes, **content)
         yield Outgoing(ts_ms, encode_key(item), "item", body)

@@ -29,7 +29,7 @@ pytestmark = [
 def test_recall_of_the_next_film_rises_above_the_raw_titles(tmp_path):
     log = tmp_path / "log.parquet"
     import_movielens(shared_data("ml100k-multimodal-dev"), log, MovieLensImportConfig())
-    taken = read_interactions([log], topic="clicks").interactions
+    taken = read_interactions([log], topic="clicks", kinds=["click"]).interactions
     until_ms = int(np.quantile(taken.ts_ms_n, TRAINED_SHARE))
     keys, counts = np.unique(taken.item_n[taken.ts_ms_n < until_ms], return_counts=True)
     contents = read_items([log], "items")
@@ -43,7 +43,7 @@ def test_recall_of_the_next_film_rises_above_the_raw_titles(tmp_path):
     out = tmp_path / "p.safetensors"
     given = ["pretrain", "scl", str(log), "--until", str(until_ms), "--out", str(out)]
     encoded = ["--set", f"items.vectors_file={tmp_path / 'titles.parquet'}"]
-    training = ["--pairs", "next", "--objective", "batch", "--option", "dim=32"]
+    training = ["--kind", "click", "--pairs", "next", "--objective", "batch", "--option", "dim=32"]
     length = ["--set", "items.dim=384", "--option", "epochs=6"]
     assert run([*given, *encoded, *training, *length]) == 0
     report = json.loads((tmp_path / "p.safetensors.json").read_text())

@@ -111,6 +111,7 @@ def test_movielens(tmp_path: Path) -> None:
     assert shown["items"] == len({r["item_id"] for r in rows})
     liked = sum(r["rating"] >= 4 for r in rows)
     assert report["clicks"]["by_kind"]["click"]["positives"] == liked == 43_100
+    assert report["clicks"]["by_kind"]["dislike"]["distinct"] == len(rows) - liked
     assert report["items"]["shown_without_description"] == 0
     end_ms = sorted(r["ts"] for r in rows)[20_000] * 1_000 + SHIFT_MS
     import_movielens(source, log, MovieLensImportConfig(envelope=100, to_ms=end_ms))

@@ -75,7 +75,9 @@ def test_each_rating_is_shown_and_a_liked_one_clicked(tmp_path: Path) -> None:
     assert [m["context"] for m in shown] == [person, person, {}]
     requests = {m["request_id"]: m["ts_ms"] for m in shown}
     clicks = messages(log, "clicks")
-    assert [(m["user_id"], m["item_id"]) for m in clicks] == [(1, 10), (2, 10)]
+    assert [(m["user_id"], m["item_id"], m["kind"]) for m in clicks] == [
+        (1, 10, "click"), (1, 11, "dislike"), (2, 10, "click"),
+    ]  # fmt: skip
     assert all(m["ts_ms"] - requests[m["request_id"]] == CLICK_DELAY_MS for m in clicks)
 
 
@@ -93,11 +95,15 @@ def test_times_before_2000_move_by_28_years_and_keep_their_weekday(tmp_path: Pat
 def test_films_become_items(tmp_path: Path) -> None:
     texts = tmp_path / "texts.parquet"
     pq.write_table(pa.table({"ml1m_movie_id": [1], "overview": ["Toys live."]}), texts)
-    log = imported(parquet(tmp_path / "in"), tmp_path / "log", texts=texts)
+    posters = tmp_path / "posters.parquet"
+    pq.write_table(pa.table({"ml1m_movie_id": [1], "jpeg": [b"bytes"]}), posters)
+    log = imported(parquet(tmp_path / "in"), tmp_path / "log", texts=texts, posters=posters)
     items = {m["item_id"]: m for m in messages(log, "items")}
     assert items[10]["attributes"] == {"genres": ["Animation", "Children's"], "year": 1995}
     assert (items[10]["title"], items[10]["text"]) == ("Toy Story (1995)", "Toys live.")
-    assert (items[11]["attributes"], "text" in items[11]) == ({"genres": ["Drama"]}, False)
+    assert items[10]["image"] == b"bytes"
+    assert items[11]["attributes"] == {"genres": ["Drama"]}
+    assert not {"text", "image"} & items[11].keys()
     assert items[10]["ts_ms"] == T0 - 1
 
 
@@ -124,4 +130,4 @@ def test_the_command_writes_and_cuts(tmp_path: Path) -> None:
     source = parquet(tmp_path / "in")
     arguments = ["movielens", str(source), str(tmp_path / "log"), "--to", str(T0 + 1)]
     result = CliRunner().invoke(command, arguments)
-    assert "2 impressions, 1 clicks, 0 organic events, 2 items" in result.output
+    assert "2 impressions, 2 clicks, 0 organic events, 2 items" in result.output
