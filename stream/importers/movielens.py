@@ -1,9 +1,9 @@
 """MovieLens' ratings to a record log. The only module that knows this data set; for tests only.
 
 Not an impression log: each rating counts as one impression, a rating of `LIKED_FROM` or more as a
-click on it and a lower one as a click of kind `dislike`, for histories, `CLICK_DELAY_MS` later. What
-a person chose to rate is taken as what was shown, so the figures say how well liking is predicted
-and nothing about clicks. Events may not lie before the year 2000: earlier ratings are moved by
+click on it, a lower one as a click of kind `dislike`, for histories, `CLICK_DELAY_MS` later. What a
+person chose to rate is taken as what was shown, so the figures say how well liking is predicted and
+nothing about clicks. Events may not lie before the year 2000: earlier ratings are moved by
 `SHIFT_MS`, 28 years, which keeps dates and weekdays.
 """
 
