@@ -102,6 +102,16 @@ def preset_path(name: str) -> Path:
     return PRESETS / f"{name}.toml"
 
 
+def config_files(name: str) -> list[Path]:
+    """The files that `--config NAME` means: a file, a preset, or several joined by `+`.
+
+    Later ones change what earlier ones say (`default+simtier`). Raises ConfigError.
+    """
+    if Path(name).is_file():
+        return [Path(name)]
+    return [Path(part) if Path(part).suffix else preset_path(part) for part in name.split("+")]
+
+
 def to_dict(config: Any) -> Table:
     """Plain tables, lists and scalars; what is None is left out, as TOML has no word for it."""
     plain = _plain(config)

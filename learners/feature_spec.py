@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,6 +16,8 @@ class IdField:
     rows_max: int = 1_000_000
     expire_ms: int = 0
     """Rows not updated for so long are freed; 0: never."""
+    reader: str = ""
+    """The module that alone reads it; empty: an input of every learner."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +28,8 @@ class Bag:
     field: str
     length: int
     is_history: bool
+    reader: str = ""
+    """As of a field."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +40,15 @@ class DenseInput:
     group: str
     counter: str = ""
     label: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """What one id table of dimension `dim` gives rows to: columns of ids, and bags, in order."""
+
+    dim: int
+    ids: tuple[IdField, ...]
+    bags: tuple[Bag, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +78,30 @@ class FeatureSpec:
     def trained_column(self) -> int:
         """Column of the trained label."""
         return self.labels.index(self.trained_label)
+
+    def read_by(self, modules: Iterable[str]) -> FeatureSpec:
+        """The spec without fields and bags of other modules than these."""
+        readers = {"", *modules}
+        kept = [bag for bag in self.bags if bag.reader in readers]
+        bagged = {bag.field for bag in kept}
+        return replace(
+            self,
+            ids=tuple(f for f in self.ids if f.reader in readers),
+            bag_fields=tuple(f for f in self.bag_fields if f.name in bagged),
+            bags=tuple(kept),
+        )
+
+    def tables(self) -> list[Table]:
+        """Id fields and bags by dimension, ascending: one id table each, in this order."""
+        dims = sorted({f.dim for f in self.fields})
+        return [
+            Table(
+                dim=dim,
+                ids=tuple(f for f in self.ids if f.dim == dim),
+                bags=tuple(b for b in self.bags if self.fields[self.field_of(b.field)].dim == dim),
+            )
+            for dim in dims
+        ]
 
     def field_of(self, name: str) -> int:
         """Number of the field `name` in `fields`."""

@@ -23,7 +23,14 @@ from learners.embedding_table import EmbeddingTable, Lookup, TableConfig
 from learners.feature_spec import FeatureSpec
 from learners.learner import StepReport
 from learners.moments import Moments
-from learners.step_inputs import StepInputs, checked_keys, repeat_columns, step_inputs
+from learners.net_inputs import NetInputs, RankerNet
+from learners.step_inputs import (
+    StepInputs,
+    checked_keys,
+    narrowed,
+    repeat_columns,
+    step_inputs,
+)
 
 BASE_RATE_PRIOR = 10.0
 """Weight of the click rate .5 in the running base rate, in impressions."""
@@ -45,24 +52,6 @@ class StepConfig:
             raise ValueError(f"device: expected auto, cpu or cuda, got '{self.device}'")
         if self.threads < 1:
             raise ValueError(f"threads: at least 1, got {self.threads}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NetInputs:
-    """What a net reads; T tables, each with its id columns and bags.
-
-    `embedded_BFD` and `pooled_BD` one entry a table; `dense_BD` standardised, `raw_BD` not.
-    `target_BC` and `pooled_BC` content vectors, zero where missing. `repeats_BH` as in StepInputs.
-    """
-
-    embedded_BFD: tuple[Tensor, ...]
-    pooled_BD: tuple[tuple[Tensor, ...], ...]
-    dense_BD: Tensor
-    raw_BD: Tensor
-    target_BC: Tensor
-    pooled_BC: tuple[Tensor, ...]
-    present_B1: Tensor
-    repeats_BH: Tensor
 
 
 def pick_device(name: str) -> torch.device:
@@ -87,9 +76,13 @@ class NetLearner:
     `prior` (a logit), or, where there is none, the logit of the running rate of the trained label.
     """
 
-    def __init__(self, spec: FeatureSpec, config: StepConfig, net: nn.Module) -> None:
+    def __init__(
+        self, spec: FeatureSpec, config: StepConfig, net: RankerNet, own: FeatureSpec | None = None
+    ) -> None:
+        """`own`: what of `spec` the net reads, where that is not all of it."""
         torch.set_num_threads(config.threads)
-        self.spec, self.config = spec, config
+        self._whole, self.config = spec, config
+        self.spec = spec = own or spec
         self.device = pick_device(config.device)
         self.net = net.to(self.device)
         # Predictions come from a second copy of the net, whose weights are the averages.
@@ -116,6 +109,7 @@ class NetLearner:
 
     def predict_many(self, batch: MiniBatch) -> Tensor:
         """Logits, float32 [B]; changes nothing."""
+        batch = narrowed(batch, self._whole, self.spec)
         checked_keys(batch, self.spec)
         with torch.inference_mode():
             x = step_inputs(batch, self.spec, self.device)
@@ -132,6 +126,7 @@ class NetLearner:
                 "this ranker was restored from 'serve' parts only and cannot learn; "
                 "restore a full snapshot"
             )
+        batch = narrowed(batch, self._whole, self.spec)
         checked_keys(batch, self.spec)
         x = step_inputs(batch, self.spec, self.device)
         if x.learnable == 0:
@@ -144,15 +139,19 @@ class NetLearner:
         ]
         self.adam.zero_grad()
         inputs = self._inputs(x, lookups)
-        logits_B = self._logits(self.net, inputs, x)
+        residual_B, own_loss = self.net.learn(inputs)
+        logits_B = self._with_prior(residual_B, x)
         loss = _loss(logits_B, x)
-        (loss / x.nominal_size).backward()  # type: ignore[no-untyped-call]
+        whole = loss if own_loss is None else loss + own_loss
+        (whole / x.nominal_size).backward()  # type: ignore[no-untyped-call]
         logits_B, told = logits_B.detach(), loss.detach()
         if self._scorer is not self.net and self.reports_logits:
             with torch.no_grad():
                 logits_B = self._logits(self._scorer, inputs, x)
                 told = _loss(logits_B, x)
-        skipped = self._update(x, lookups, loss.detach())
+        skipped, ok = self._update(x, lookups, whole.detach())
+        for _, module in self.net.modules_on:
+            module.learned(inputs, ok=bool(ok))
         mean = told / max(x.weight_sum, 1e-12)
         return StepReport(logits_B=logits_B[: x.rows], loss=mean, skipped=skipped)
 
@@ -166,18 +165,23 @@ class NetLearner:
             pooled_BC=x.pooled_BC,
             present_B1=x.present_B1,
             repeats_BH=x.repeats_BH,
+            step=x,
         )
 
     def _logits(self, net: nn.Module, inputs: NetInputs, x: StepInputs) -> Tensor:
-        residual: Tensor = net(inputs)
+        return self._with_prior(net(inputs), x)
+
+    def _with_prior(self, residual: Tensor, x: StepInputs) -> Tensor:
         if self._prior is not None:
             return residual + x.dense_BD[:, self._prior]
         positives, rows = self.base_2[0] + BASE_RATE_PRIOR / 2, self.base_2[1] + BASE_RATE_PRIOR
         return residual + torch.log(positives / (rows - positives)).float()
 
     @torch.no_grad()
-    def _update(self, x: StepInputs, lookups: Sequence[Lookup], loss: Tensor) -> Tensor:
-        """Apply the gradients where all of them are finite, known on the device only."""
+    def _update(
+        self, x: StepInputs, lookups: Sequence[Lookup], loss: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Rows skipped, and whether the gradients were finite and applied, known on the device."""
         gradients = [lookup.gradient() for lookup in lookups]
         total = loss + self.adam.g.sum()
         for gradient in gradients:
@@ -193,7 +197,7 @@ class NetLearner:
         skipped = x.rejected + torch.where(ok, 0, x.learnable)
         self._skipped += skipped
         self.rows_learned += x.learnable
-        return skipped
+        return skipped, ok
 
     def _nothing_learned(self, batch: MiniBatch, x: StepInputs) -> StepReport:
         skipped = torch.tensor(x.rejected, dtype=torch.int64, device=self.device)
@@ -237,6 +241,8 @@ class NetLearner:
                 meta={"clock_ms": self.clock_ms, "rows_learned": self.rows_learned},
             )
         )
+        for _, module in self.net.modules_on:
+            parts.extend(module.parts(mark))
         return parts
 
     def _layout(self) -> list[str]:
@@ -262,6 +268,8 @@ class NetLearner:
             ):  # fmt: skip
                 tensor.copy_(torch.from_numpy(dense.array(name).copy()))
         m.refresh()
+        for _, module in self.net.modules_on:
+            module.apply(parts)
         self.step = int(dense.meta["step"])
         train = parts.get("dense.train")
         self._can_learn = train is not None and all(tables)
@@ -284,4 +292,6 @@ class NetLearner:
         counts = {"steps": self.step, "rows_learned": self.rows_learned, "skipped": skipped}
         for table in self.tables:
             counts |= {f"ids{table.dim}_{k}": v for k, v in table.ids.counts().items()}
+        for name, module in self.net.modules_on:
+            counts |= {f"{name}_{k}": v for k, v in module.counts().items()}
         return counts

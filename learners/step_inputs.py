@@ -5,7 +5,7 @@ It reads no weights, so it may be prepared in another thread with the same bits.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -49,6 +49,10 @@ class StepInputs:
     """Rows that were to be learned from, but have a number that is not finite."""
     clock_ms: int
     nominal_size: int
+    content: ContentRows | None
+    """The batch's own, on the host: B rows, not padded. For modules that read single vectors."""
+    label_mask_B: Tensor
+    """1 where the trained label is known and the row is learned from."""
 
 
 def trained_rows(batch: MiniBatch, spec: FeatureSpec) -> tuple[Tensor, Tensor]:
@@ -107,6 +111,8 @@ def step_inputs(batch: MiniBatch, spec: FeatureSpec, device: torch.device) -> St
         rejected=rejected,
         clock_ms=int(batch.ts_ms_B.max()) if b else 0,
         nominal_size=batch.nominal_size,
+        content=batch.content,
+        label_mask_B=_put(labelled_B.float(), device),
     )
 
 
@@ -153,6 +159,19 @@ def _content(
         pooled.append(_put(sum_BC.mul_(_padded(inv_len_B, more).float().unsqueeze(1)), device))
     present_B = _padded(~content.missing_B.bool(), more).float()
     return _put(target_BC, device), tuple(pooled), _put(present_B.unsqueeze(1), device)
+
+
+def narrowed(batch: MiniBatch, whole: FeatureSpec, own: FeatureSpec) -> MiniBatch:
+    """The batch of `whole` with the columns and bags of `own` only; itself where they are equal."""
+    if whole == own:
+        return batch
+    ids = {f.name for f in own.ids}
+    bags = {b.name for b in own.bags}
+    return replace(
+        batch,
+        ids_BF=batch.ids_BF[:, [i for i, f in enumerate(whole.ids) if f.name in ids]].contiguous(),
+        bags_BL=tuple(x for b, x in zip(whole.bags, batch.bags_BL, strict=True) if b.name in bags),
+    )
 
 
 def checked_keys(batch: MiniBatch, spec: FeatureSpec) -> None:

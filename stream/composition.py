@@ -73,10 +73,8 @@ class Composition:
 
 
 def load_config(file: str | None, overrides: tuple[str, ...]) -> Config:
-    """The configuration of a file or the preset of that name, with overrides `a.b=c`."""
-    name = file or DEFAULT_PRESET
-    path = Path(name)
-    return loader.load(Config, [path if path.suffix else loader.preset_path(name)], overrides)
+    """The configuration of files or presets joined by `+`, with overrides `a.b=c`."""
+    return loader.load(Config, loader.config_files(file or DEFAULT_PRESET), overrides)
 
 
 def raw_encoder_of(items: ItemsConfig) -> Encoder:

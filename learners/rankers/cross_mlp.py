@@ -33,14 +33,14 @@ class CrossMlp(nn.Module):
         for parameter in (*self.out_cross.parameters(), *self.out_mlp.parameters()):
             nn.init.zeros_(parameter)
 
-    def forward(self, x_BX: Tensor) -> Tensor:
-        """Logits [B]."""
+    def forward(self, x_BX: Tensor, added_BH: Tensor | None = None) -> Tensor:
+        """Logits [B]; `added_BH` joins the sums before the first hidden layer's ReLU."""
         cross = [
             p for a, b in zip(self.down, self.up, strict=True) for p in (a.weight, b.weight, b.bias)
         ]
         hidden = [p for layer in self.mlp for p in (layer.weight, layer.bias)]
         out = (self.out_cross.weight, self.out_cross.bias, self.out_mlp.weight)
-        logits_B: Tensor = _Function.apply(x_BX, len(self.down), *cross, *hidden, *out)
+        logits_B: Tensor = _Function.apply(x_BX, added_BH, len(self.down), *cross, *hidden, *out)
         return logits_B
 
 
@@ -48,7 +48,9 @@ class _Function(torch.autograd.Function):
     """Parameters: U, V, b of each cross layer; W, c of each hidden layer; w, c, v of the output."""
 
     @staticmethod
-    def forward(ctx: Any, x0_BX: Tensor, layers: int, *parameters: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x0_BX: Tensor, added_BH: Tensor | None, layers: int, *parameters: Tensor
+    ) -> Tensor:
         cross, mlp, out = _grouped(layers, parameters)
         # U_1 and W_1 read the same input: one product.
         first_YX = torch.cat([*(u for u, _, _ in cross[:1]), mlp[0][0]])
@@ -62,13 +64,16 @@ class _Function(torch.autograd.Function):
             lows.append(low_BR)
             factors.append(factor_BX)
             x = torch.addcmul(x, x0_BX, factor_BX)
-        h = first_BY[:, rank:].add(mlp[0][1]).relu_()
+        h = first_BY[:, rank:].add(mlp[0][1])
+        if added_BH is not None:
+            h.add_(added_BH)
+        h.relu_()
         hs = [h]
         for w_HH, c_H in mlp[1:]:
             h = torch.addmm(c_H, h, w_HH.t()).relu_()
             hs.append(h)
         logits_B1 = torch.addmm(out[1], x, out[0].t()).addmm_(h, out[2].t())
-        ctx.layers, ctx.rank = layers, rank
+        ctx.layers, ctx.rank, ctx.added = layers, rank, added_BH is not None
         ctx.save_for_backward(x0_BX, first_YX, x, *xs, *lows, *factors, *hs, *parameters)
         return logits_B1.squeeze(1)
 
@@ -91,6 +96,7 @@ class _Function(torch.autograd.Function):
             d_mlp.append((d_h.t() @ hs[i - 1], d_h.sum(0)))
             d_h = d_h @ mlp[i][0]
         torch.mul(d_h, hs[0] > 0, out=d_first_BY[:, rank:])
+        d_added_BH = d_first_BY[:, rank:].clone() if ctx.added else None
         d_c = d_first_BY[:, rank:].sum(0)
 
         d_cross: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -114,7 +120,7 @@ class _Function(torch.autograd.Function):
             d_cross[-1] = (d_first_YX[:rank], *d_cross[-1][1:])
         d_mlp.append((d_first_YX[rank:], d_c))
         grads = [g for layer in (*d_cross[::-1], *d_mlp[::-1]) for g in layer]
-        return d_x0, None, *grads, *d_out
+        return d_x0, d_added_BH, None, *grads, *d_out
 
 
 def _grouped(layers: int, parameters: Sequence[Tensor]) -> tuple[Any, Any, Any]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from learners.feature_spec import FeatureSpec
-from learners.net_learner import NetInputs, NetLearner, StepConfig
+from learners.feature_spec import Bag, FeatureSpec, IdField
+from learners.modules.catalog import ModulesConfig, build_modules, modules_on
+from learners.net_inputs import NetInputs, RankerNet
+from learners.net_learner import NetLearner, StepConfig
 from learners.rankers.cross_mlp import CrossMlp
 from learners.step_inputs import repeat_columns
 
@@ -18,23 +21,23 @@ WIDTH_MULTIPLE = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class IdContentConfig(StepConfig):
-    """Sizes of the net; low capacity is enough for one pass over a stream."""
+class IdContentConfig(StepConfig, ModulesConfig):
+    """Sizes of the net, and its modules; low capacity is enough for one pass over a stream."""
 
     cross_layers: int = 2
     cross_rank: int = 32
     hidden: tuple[int, ...] = (64, 32)
     content_projection: int = 16
-    """Columns that each content vector is projected to."""
+    """Columns that each content vector is projected to; 0: only modules read content."""
     repeats: bool = True
     """How often the item itself stands in each history is an input."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
         super().__post_init__()
-        if self.cross_layers < 0 or self.cross_rank < 1 or self.content_projection < 1:
+        if self.cross_layers < 0 or self.cross_rank < 1 or self.content_projection < 0:
             raise ValueError(
-                "id_content: cross_layers >= 0, cross_rank and content_projection >= 1, got "
+                "id_content: cross_layers and content_projection >= 0, cross_rank >= 1, got "
                 f"{self.cross_layers}, {self.cross_rank}, {self.content_projection}"
             )
         if not self.hidden or min(self.hidden) < 1:
@@ -43,19 +46,26 @@ class IdContentConfig(StepConfig):
             )
 
 
-class IdContentNet(nn.Module):
-    """Residual logits from NetInputs; 0 for every input before the first update."""
+class IdContentNet(RankerNet):
+    """Residual logits from NetInputs; 0 for every input before the first update.
+
+    The one place where methods meet: each module adds to the first hidden layer or to the logit.
+    """
 
     def __init__(self, spec: FeatureSpec, config: IdContentConfig) -> None:
         super().__init__()
-        histories = sum(bag.is_history for bag in spec.bags) if spec.content_dim else 0
-        width = sum(f.dim for f in spec.ids) + len(spec.dense)
+        p = config.content_projection
+        content = bool(spec.content_dim and p)
+        histories = sum(bag.is_history for bag in spec.bags) if content else 0
+        base = spec.read_by(())
+        width = sum(f.dim for f in base.ids) + len(spec.dense)
         self.repeats = config.repeats
         width += len(repeat_columns(spec)) * config.repeats
-        width += sum(spec.fields[spec.field_of(bag.field)].dim for bag in spec.bags)
-        p = config.content_projection
-        self.content_dim = spec.content_dim
-        if spec.content_dim:
+        width += sum(spec.fields[spec.field_of(bag.field)].dim for bag in base.bags)
+        self.columns = [_own(table.ids) for table in spec.tables()]
+        self.bags = [_own(table.bags) for table in spec.tables()]
+        self.content_dim = spec.content_dim * content
+        if content:
             # No bias and LayerNorm without affine: a missing vector adds exactly 0, and no
             # gradient depends on the number of threads.
             self.target = nn.Linear(spec.content_dim, p, bias=False)
@@ -70,17 +80,39 @@ class IdContentNet(nn.Module):
             rank=config.cross_rank,
             hidden=config.hidden,
         )
+        self.modules_on = build_modules(spec, config, hidden=config.hidden[0], seed=config.seed)
+        self.methods = nn.ModuleDict(dict(self.modules_on))
 
     def forward(self, x: NetInputs) -> Tensor:
         """Residual logits, float32 [B]."""
-        parts = [e.flatten(1) for e in x.embedded_BFD]
-        parts += [p for table in x.pooled_BD for p in table]
+        return self._with_modules(x, learning=False)[0]
+
+    def learn(self, x: NetInputs) -> tuple[Tensor, Tensor | None]:
+        """The same, and the sum of the modules' losses."""
+        return self._with_modules(x, learning=True)
+
+    def _with_modules(self, x: NetInputs, *, learning: bool) -> tuple[Tensor, Tensor | None]:
+        additions = [module(x, learning=learning) for module in self.methods.values()]
+        hidden = [a.hidden_BH for a in additions if a.hidden_BH is not None]
+        logits_B = self.cross_mlp(self._joined(x), sum(hidden[1:], hidden[0]) if hidden else None)
+        for addition in additions:
+            if addition.logit_B is not None:
+                logits_B = logits_B + addition.logit_B
+        losses = [a.loss for a in additions if a.loss is not None]
+        return logits_B, sum(losses[1:], losses[0]) if losses else None
+
+    def _joined(self, x: NetInputs) -> Tensor:
+        parts = [
+            (e if own is None else e[:, own]).flatten(1)
+            for e, own in zip(x.embedded_BFD, self.columns, strict=True)
+        ]
+        for pooled, own in zip(x.pooled_BD, self.bags, strict=True):
+            parts += pooled if own is None else [pooled[i] for i in own]
         parts += [x.dense_BD, x.repeats_BH] if self.repeats else [x.dense_BD]
         parts += self._content(x)
         if self.padding:
             parts.append(x.dense_BD.new_zeros(len(x.dense_BD), self.padding))
-        logits_B: Tensor = self.cross_mlp(torch.cat(parts, 1))
-        return logits_B
+        return torch.cat(parts, 1)
 
     def _content(self, x: NetInputs) -> list[Tensor]:
         """Projections of the target's and the histories' vectors, their cosines, presence."""
@@ -100,7 +132,14 @@ class IdContent(NetLearner):
     """The ranker `id_content`; weights start as a function of the configured seed alone."""
 
     def __init__(self, spec: FeatureSpec, config: IdContentConfig) -> None:
+        own = spec.read_by(modules_on(config))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            net = IdContentNet(spec, config)
-        super().__init__(spec, config, net)
+            net = IdContentNet(own, config)
+        super().__init__(spec, config, net, own)
+
+
+def _own(entries: Sequence[IdField | Bag]) -> list[int] | None:
+    """Places of what the base reads; None where that is all."""
+    own = [i for i, entry in enumerate(entries) if not entry.reader]
+    return None if len(own) == len(entries) else own

@@ -32,7 +32,7 @@ def arms_of(
 ) -> list[Arm]:
     """Arms of the configurations, then variants of the first one; raises InputError."""
     files = list(configs) or ["default"]
-    names = distinct([Path(file).stem if file.endswith(".toml") else file for file in files])
+    names = distinct([Path(file).stem if Path(file).is_file() else file for file in files])
     arms = [
         Arm(name=name, config=load_config(file, overrides))
         for name, file in zip(names, files, strict=True)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from infra.config import preset_path
+from infra.config import config_files
 from stream.kafka.settings import ShellConfig, load_shell
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -31,11 +30,5 @@ def shell_config(
     config_file: str | None, overrides: tuple[str, ...], broker: str | None
 ) -> ShellConfig:
     """The broker's and topics' settings; without a configuration file, the defaults."""
-    files = [] if config_file is None else [config_path(config_file)]
+    files = [] if config_file is None else config_files(config_file)
     return load_shell(files, overrides, broker=broker)
-
-
-def config_path(name: str) -> Path:
-    """The file of that name, or the preset."""
-    path = Path(name)
-    return path if path.suffix else preset_path(name)

@@ -24,7 +24,7 @@ from torch.nn import functional
 from learners import catalog
 from learners.batch import ContentRows, MiniBatch
 from learners.feature_spec import Bag, DenseInput, FeatureSpec, IdField
-from learners.net_learner import NetInputs
+from learners.net_inputs import NetInputs
 from learners.rankers.cross_mlp import CrossMlp
 from learners.rankers.id_content import IdContentConfig, IdContentNet
 from learners.step_inputs import repeat_columns
@@ -156,6 +156,7 @@ class Plain:
                 ),
                 present_B1=torch.ones(len(batch), 1),
                 repeats_BH=self.repeats(batch),
+                step=None,  # type: ignore[arg-type]  # read by modules only
             )
         )
         loss = functional.binary_cross_entropy_with_logits(logits_B, batch.labels_BK[:, 0])

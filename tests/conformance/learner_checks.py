@@ -42,6 +42,8 @@ OPTIONS: Mapping[str, Mapping[str, object]] = {
     "frozen": {"options": {"device": "cpu"}, "start_ms": START_MS + 210_000},
 }
 """Options that make the checks small and independent of the machine."""
+MODULE_OPTIONS: Mapping[str, Mapping[str, object]] = {}
+"""The same for modules of the ranker; each module goes through `EVERY_LEARNER`."""
 
 
 def maker(name: str, **options: object) -> Make:

@@ -40,7 +40,7 @@ def test_options_reach_nested_configurations():
         ("id_content", {"device": "tpu"}, "tpu"),
         ("id_content", {"threads": 0}, "at least 1, got 0"),
         ("id_content", {"hidden": []}, "one layer of one unit"),
-        ("id_content", {"cross_rank": 0}, "cross_rank and content_projection >= 1"),
+        ("id_content", {"cross_rank": 0}, "content_projection >= 0, cross_rank >= 1"),
         ("base_rate", {"prior_rate": 1.5}, "prior_rate < 1"),
         ("smoothed_rates", {"counters": ["user", "user"]}, "named twice"),
         ("smoothed_rates", {"counters": ["uzer"]}, "no rate of 'uzer'.*item, user"),

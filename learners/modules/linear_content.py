@@ -1,0 +1,34 @@
+"""`linear_content`: the target's content vector through one linear head, straight to the logit.
+
+The safe form of content in a short stream: no capacity to learn a stream by heart with.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch.nn import functional
+
+from learners.feature_spec import FeatureSpec
+from learners.modules.module import Addition, Module, ModuleConfig, zero_start
+from learners.net_inputs import NetInputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearContentConfig(ModuleConfig):
+    """Nothing to set but `on`."""
+
+
+class LinearContent(Module):
+    """w . t with t the normalised vector, w = 0 at the start; a missing vector adds 0."""
+
+    def __init__(self, spec: FeatureSpec, config: LinearContentConfig, hidden: int) -> None:
+        super().__init__()
+        if not spec.content_dim:
+            raise ValueError("linear_content: there are no item vectors; set items.dim")
+        self.head = zero_start(spec.content_dim, 1)
+
+    def forward(self, x: NetInputs, *, learning: bool) -> Addition:
+        """The head's logit."""
+        target_BC = functional.layer_norm(x.target_BC, (x.target_BC.shape[1],))
+        return Addition(logit_B=self.head(target_BC).squeeze(1))

@@ -1,0 +1,81 @@
+"""Module: what a method must be to join `id_content`, and what it may add there.
+
+A module reads the same inputs as the ranker and adds to the first hidden layer's sum and to the
+logit, through weights that start at 0: turning a module on changes no score. Holds no method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from infra.state import Part
+from learners.net_inputs import NetInputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModuleConfig:
+    """`on`: the ranker has this module; without it nothing of the module is built."""
+
+    on: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Addition:
+    """What a module adds for B rows; None adds nothing.
+
+    `hidden_BH`: to the sums before the first hidden layer's ReLU. `logit_B`: to the logit.
+    `loss`: to the summed loss of the rows, weighted already; only where the batch is learned from.
+    """
+
+    hidden_BH: Tensor | None = None
+    logit_B: Tensor | None = None
+    loss: Tensor | None = None
+
+
+class Module(nn.Module):
+    """A method. Its dense parameters are learned, averaged and kept by the ranker's Adam.
+
+    A net predicts with a second copy of itself (averaged weights): state that is no parameter must
+    be in an object that `copy.deepcopy` gives back as it is (see `Kept`), so that both share it.
+    """
+
+    reads: frozenset[str] = frozenset()
+    """Names of features and bags that are there for this module and that the base does not read."""
+
+    def forward(self, x: NetInputs, *, learning: bool) -> Addition:
+        """The addition for a batch; `learning` False: for scoring, and no state may change."""
+        raise NotImplementedError
+
+    def learned(self, x: NetInputs, *, ok: bool) -> None:
+        """Called after each step, without gradients, with what `forward` saw; `ok`: it was taken.
+
+        The place where state that is no parameter changes, and the only one.
+        """
+
+    def parts(self, mark: int | None) -> Sequence[Part]:
+        """Parts of the state that is no parameter; with a mark, what changed since that step."""
+        return ()
+
+    def apply(self, parts: Mapping[str, Part]) -> None:  # type: ignore[override]  # as containers do
+        """Take the state back; a part that is not there leaves its state as it began."""
+
+    def counts(self) -> Mapping[str, int]:
+        """Figures of the method, for reports; names without the module's own."""
+        return {}
+
+
+class Kept:
+    """State that a net's copies share."""
+
+    def __deepcopy__(self, memo: object) -> Kept:
+        return self
+
+
+def zero_start(width: int, out: int) -> nn.Linear:
+    """A linear map without bias whose weights are 0."""
+    layer = nn.Linear(width, out, bias=False)
+    nn.init.zeros_(layer.weight)
+    return layer

@@ -1,0 +1,52 @@
+"""What a ranker's net reads of a batch, and what it must be. Computes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from learners.step_inputs import StepInputs
+
+if TYPE_CHECKING:
+    from learners.modules.module import Module
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetInputs:
+    """What a net reads; T tables, each with its id columns and bags.
+
+    `embedded_BFD` and `pooled_BD` one entry a table; `dense_BD` standardised, `raw_BD` not.
+    `target_BC` and `pooled_BC` content vectors, zero where missing. `repeats_BH` as in StepInputs.
+    `step`: all the rest of the batch, keys and single vectors among it; its labels are for losses
+    only.
+    """
+
+    embedded_BFD: tuple[Tensor, ...]
+    pooled_BD: tuple[tuple[Tensor, ...], ...]
+    dense_BD: Tensor
+    raw_BD: Tensor
+    target_BC: Tensor
+    pooled_BC: tuple[Tensor, ...]
+    present_B1: Tensor
+    repeats_BH: Tensor
+    step: StepInputs
+
+
+class RankerNet(nn.Module):
+    """A net of a `NetLearner`: logits for scoring, and logits with a loss of its own for learning.
+
+    `modules` are methods whose state and figures the learner carries.
+    """
+
+    modules_on: Sequence[tuple[str, Module]] = ()
+
+    def forward(self, x: NetInputs) -> Tensor:
+        """Residual logits, float32 [B]."""
+        raise NotImplementedError
+
+    def learn(self, x: NetInputs) -> tuple[Tensor, Tensor | None]:
+        """The same logits, and what is to be added to the summed loss, if anything."""
+        return self(x), None
