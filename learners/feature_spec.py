@@ -52,6 +52,23 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ContentBlock:
+    """A part of every item vector that is a unit vector of its own, or all zeros: missing.
+
+    Cosines have a meaning inside one block only.
+    """
+
+    name: str
+    start: int
+    dim: int
+
+    @property
+    def columns(self) -> slice:
+        """Its columns of a content vector."""
+        return slice(self.start, self.start + self.dim)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FeatureSpec:
     """Columns of a MiniBatch, in order.
 
@@ -68,6 +85,33 @@ class FeatureSpec:
     trained_label: str
     content_dim: int
     """Dimension of item vectors; 0: no content."""
+    content_blocks: tuple[ContentBlock, ...] = ()
+    """What they are made of, the one named "" first; empty: that one alone."""
+
+    def __post_init__(self) -> None:
+        """Assert that the blocks fill the vectors, without gap and in order."""
+        at = 0
+        for block in self.blocks:
+            assert block.start == at, (block, at)
+            at += block.dim
+        assert at == self.content_dim, (self.content_blocks, self.content_dim)
+
+    @property
+    def blocks(self) -> tuple[ContentBlock, ...]:
+        """The blocks of an item vector; none where there is no content."""
+        whole = (ContentBlock(name="", start=0, dim=self.content_dim),) if self.content_dim else ()
+        return self.content_blocks or whole
+
+    def block(self, name: str = "") -> ContentBlock:
+        """The block `name`: "" is what the base reads; raises ValueError for an unknown one."""
+        for block in self.blocks:
+            if block.name == name:
+                return block
+        have = ", ".join(f"'{block.name}'" for block in self.blocks) or "none: items.dim is 0"
+        raise ValueError(
+            f"item vectors have no block '{name}', expected one of {have}; items.keep adds one for "
+            "each encoder that it names"
+        )
 
     @property
     def fields(self) -> tuple[IdField, ...]:

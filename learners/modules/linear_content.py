@@ -16,7 +16,9 @@ from learners.net_inputs import NetInputs
 
 @dataclass(frozen=True, kw_only=True)
 class LinearContentConfig(ModuleConfig):
-    """Nothing to set but `on`."""
+    """`block`: which of the item vectors' blocks it reads; "" is the fused one."""
+
+    block: str = ""
 
 
 class LinearContent(Module):
@@ -26,9 +28,10 @@ class LinearContent(Module):
         super().__init__()
         if not spec.content_dim:
             raise ValueError("linear_content: there are no item vectors; set items.dim")
-        self.head = zero_start(spec.content_dim, 1)
+        self.block = spec.block(config.block)
+        self.head = zero_start(self.block.dim, 1)
 
     def forward(self, x: NetInputs, *, learning: bool) -> Addition:
         """The head's logit."""
-        target_BC = functional.layer_norm(x.target_BC, (x.target_BC.shape[1],))
+        target_BC = functional.layer_norm(x.target_BC[:, self.block.columns], (self.block.dim,))
         return Addition(logit_B=self.head(target_BC).squeeze(1))

@@ -64,14 +64,13 @@ class IdContentNet(RankerNet):
         width += sum(spec.fields[spec.field_of(bag.field)].dim for bag in base.bags)
         self.columns = [_own(table.ids) for table in spec.tables()]
         self.bags = [_own(table.bags) for table in spec.tables()]
-        self.content_dim = spec.content_dim * content
-        if content:
+        self.block = spec.block() if content else None
+        if self.block is not None:
             # No bias and LayerNorm without affine: a missing vector adds exactly 0, and no
             # gradient depends on the number of threads.
-            self.target = nn.Linear(spec.content_dim, p, bias=False)
-            self.history = nn.ModuleList(
-                nn.Linear(spec.content_dim, p, bias=False) for _ in range(histories)
-            )
+            dim = self.block.dim
+            self.target = nn.Linear(dim, p, bias=False)
+            self.history = nn.ModuleList(nn.Linear(dim, p, bias=False) for _ in range(histories))
             width += p * (1 + histories) + 1 + histories
         self.padding = -width % WIDTH_MULTIPLE
         self.cross_mlp = CrossMlp(
@@ -115,14 +114,17 @@ class IdContentNet(RankerNet):
         return torch.cat(parts, 1)
 
     def _content(self, x: NetInputs) -> list[Tensor]:
-        """Projections of the target's and the histories' vectors, their cosines, presence."""
-        if not self.content_dim:
+        """Projections of the target's and the histories' vectors, their cosines, presence.
+
+        Of the block "" alone: what is kept beside it is for modules.
+        """
+        if self.block is None:
             return []
-        shape = (self.content_dim,)
-        target_BC = functional.layer_norm(x.target_BC, shape)
+        columns, shape = self.block.columns, (self.block.dim,)
+        target_BC = functional.layer_norm(x.target_BC[:, columns], shape)
         parts = [self.target(target_BC), x.present_B1]
         for project, pooled_BC in zip(self.history, x.pooled_BC, strict=True):
-            history_BC = functional.layer_norm(pooled_BC, shape)
+            history_BC = functional.layer_norm(pooled_BC[:, columns], shape)
             parts.append(project(history_BC))
             parts.append((target_BC * history_BC).mean(1, keepdim=True))
         return parts

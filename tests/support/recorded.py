@@ -90,6 +90,7 @@ class Recording:
             bag_fields=tuple(f for f in spec.bag_fields if f.name in kept),
             dense=tuple(spec.dense[i] for i in dense),
             content_dim=0 if "content" in gone else spec.content_dim,
+            content_blocks=() if "content" in gone else spec.content_blocks,
         )
 
         def cut(batch: MiniBatch) -> MiniBatch:
