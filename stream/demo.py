@@ -30,12 +30,22 @@ _POLL_S = 0.25
 _COMPARED = ("request_id", "item_id", "user_id", "ts_ms", "label", "logit")
 
 
+class Live(NamedTuple):
+    """Parts of a log, and the number of items in both."""
+
+    stock: Path
+    arrivals: Path
+    items: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoConfig:
     """`broker` empty: the embedded one. `arguments` go to every process (configuration).
 
     `data_set` is the importer that makes a record log of the folder `data`; empty: `data` is the
-    record log.
+    record log. With `live`, two parts of that log are sent instead: the items of `live.stock` are
+    embedded first, then all of `live.arrivals` at the speed of its own clock, its items embedded
+    while its impressions are shown.
     """
 
     data: Path
@@ -44,6 +54,7 @@ class DemoConfig:
     broker: str = ""
     arguments: tuple[str, ...] = ()
     evaluate_from: str = ""
+    live: Live | None = None
 
 
 class Told(NamedTuple):
@@ -94,7 +105,10 @@ class Demo:
                 self._embed(broker, worker)
                 result.setup_s = time.monotonic() - began
                 began = time.monotonic()
-                self._stream(broker, worker)
+                if self._config.live is None:
+                    self._stream(broker, worker, self._log, "--skip-items")
+                else:
+                    self._arrive(broker, worker, self._config.live)
                 result.run_s = time.monotonic() - began
                 worker.send_signal(signal.SIGTERM)
                 self._exit(worker, "worker")
@@ -106,10 +120,14 @@ class Demo:
     def _embed(self, broker: str, worker: subprocess.Popen[bytes]) -> None:
         """Send the items, have them embedded, wait until the worker holds all their vectors."""
         self._tell(Told("sending items, waiting until they are embedded", 0, 0, {}))
-        self._run("produce", str(self._log), "--broker", broker, "--items-only")
+        live = self._config.live
+        log = self._log if live is None else live.stock
+        self._run("produce", str(log), "--broker", broker, "--items-only")
         self._run("embed", "--broker", broker, "--until-end", "--json")
         vectors = json.loads(self._words("embed").read_text().splitlines()[-1])["vectors"]
+        self._wait_for_vectors(worker, vectors)
 
+    def _wait_for_vectors(self, worker: subprocess.Popen[bytes], vectors: int) -> None:
         def holds_all(status: Mapping[str, Any]) -> bool:
             counts = status.get("pipeline", {})
             held = counts.get("waiting_items", 0) + counts.get("items_applied", 0)
@@ -117,15 +135,23 @@ class Demo:
 
         self._wait(worker, "waiting for the worker to hold the item vectors", holds_all)
 
-    def _stream(self, broker: str, worker: subprocess.Popen[bytes]) -> None:
-        log = RecordLog(self._log)
+    def _arrive(self, broker: str, worker: subprocess.Popen[bytes], live: Live) -> None:
+        """Items come, are embedded and are shown, all at once."""
+        with _stopped(self._start("embed", "--broker", broker)):
+            self._stream(broker, worker, live.arrivals, "--speed", "1")
+            self._wait_for_vectors(worker, live.items)
+
+    def _stream(
+        self, broker: str, worker: subprocess.Popen[bytes], path: Path, *options: str
+    ) -> None:
+        log = RecordLog(path)
         ends = {
             f"{tp.topic}/{tp.partition}": last + 1
             for tp, last in log.last_offsets().items()
             if tp.topic != "items"
         }
         total = sum(ends.values())
-        producer = self._start("produce", str(self._log), "--broker", broker, "--skip-items")
+        producer = self._start("produce", str(path), "--broker", broker, *options)
         with _stopped(producer):
             self._wait(worker, "streaming", lambda s: _is_done(s, ends), total=total)
             self._exit(producer, "produce")

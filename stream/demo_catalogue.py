@@ -9,7 +9,7 @@ import io
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from stream.codec_write import click_body, encode_event, encode_key, impression_body, item_body
 from stream.record_log import RecordLogWriter
@@ -37,9 +37,13 @@ _WORDS: Final = (
 _OPENINGS: Final = ("my first", "how to choose a", "ten minutes with a", "the best",
                     "why I love this", "a day with the", "what nobody tells you about a",
                     "review of a")  # fmt: skip
-_SPAN_MS: Final = 2 * 3_600_000
+_SPAN_MS: Final = 90_000
+_UNSEEN_MS: Final = 4_000
+"""A new item is not shown before: so long its vector may take."""
 _PARTITIONS: Final = 4
 """As many as the topics have by default."""
+_Row = tuple[int, int, str, bytes, bytes]
+"""Event time, rank within it, topic, key, value."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,10 +62,27 @@ def group_of(item_id: int) -> int:
     return item_id % len(_KINDS)
 
 
-def write_catalogue_log(path: Path, config: CatalogueConfig) -> None:
-    """A record log of the items, of impressions of those that are there by then, and of clicks."""
+class CatalogueLogs(NamedTuple):
+    """The whole log, and its parts before and from `T0_MS` on, for what comes live."""
+
+    whole: Path
+    stock: Path
+    arrivals: Path
+
+
+def write_catalogue_logs(folder: Path, config: CatalogueConfig) -> CatalogueLogs:
+    """Record logs of items, of impressions of those that are there by then, and of clicks."""
+    rows = _rows(config)
+    logs = CatalogueLogs(*(folder / f"{name}.parquet" for name in ("log", "stock", "arrivals")))
+    _write(logs.whole, rows)
+    _write(logs.stock, [row for row in rows if row[0] < T0_MS])
+    _write(logs.arrivals, [row for row in rows if row[0] >= T0_MS])
+    return logs
+
+
+def _rows(config: CatalogueConfig) -> list[_Row]:
     rng = random.Random(config.seed)  # noqa: S311  # no secret
-    rows: list[tuple[int, int, str, bytes, bytes]] = []
+    rows: list[_Row] = []
     born = {}
     for item in range(config.items):
         later = item >= config.items // 2
@@ -72,7 +93,7 @@ def write_catalogue_log(path: Path, config: CatalogueConfig) -> None:
     for request in range(config.impressions):
         now = T0_MS + request * _SPAN_MS // config.impressions
         user = rng.randrange(config.users)
-        item = rng.choice([i for i, at in born.items() if at < now - 60_000])
+        item = rng.choice([i for i, at in born.items() if at < now - _UNSEEN_MS])
         shown = impression_body(
             request_id=request, user_id=user, ts_ms=now, items=[{"item_id": item}]
         )
@@ -81,7 +102,7 @@ def write_catalogue_log(path: Path, config: CatalogueConfig) -> None:
             clicked = click_body(item_id=item, user_id=user, ts_ms=now + 500, kind="click",
                                  request_id=request)  # fmt: skip
             rows.append((now + 500, 2, "clicks", encode_key(user), encode_event("click", clicked)))
-    _write(path, sorted(rows, key=lambda row: row[:2]))
+    return sorted(rows, key=lambda row: row[:2])
 
 
 def _content(item: int, config: CatalogueConfig, rng: random.Random) -> dict[str, Any]:
@@ -114,7 +135,7 @@ def _picture(group: int, rng: random.Random) -> bytes:
     return data.getvalue()
 
 
-def _write(path: Path, rows: list[tuple[int, int, str, bytes, bytes]]) -> None:
+def _write(path: Path, rows: list[_Row]) -> None:
     offsets: dict[tuple[str, int], int] = {}
     partitions = dict.fromkeys(("items", "impressions", "clicks"), _PARTITIONS)
     with RecordLogWriter(path, partitions, ordered=True) as log:
