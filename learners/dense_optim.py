@@ -16,13 +16,18 @@ from torch import Tensor, nn
 
 F32 = NDArray[np.float32]
 
+EARLY_SHARE = 4.0
+"""A plain mean (1) keeps the first, bad weights too long: it costs .01 of log loss on the first
+16,000 rows of a stream, 8 loses later."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdamConfig:
     """Adam's constants (Kingma and Ba 2015), and over how many rows its weights are averaged.
 
     Predictions use the average, learning the weights themselves; 0 averages nothing. In rows and
-    not in steps, so that it means the same for any batch size.
+    not in steps, so that it means the same for any batch size. Until the horizon is reached, the
+    newest weights have the share EARLY_SHARE / steps.
     """
 
     lr: float = 4e-3
@@ -99,8 +104,8 @@ class FlatAdam:
         root = (self.v / (1 - c.beta2**t)).sqrt_().add_(c.eps)
         self.w.sub_(self.m.mul(scale).div_(root))
         if c.averaged_rows:
-            # The plain mean of all steps until the horizon is reached.
-            self.average.lerp_(self.w, t.reciprocal().clamp(min=min(share, 1.0)) * kept)
+            rate = (EARLY_SHARE / t).clamp(min=min(share, 1.0), max=1.0) * kept
+            self.average.lerp_(self.w, rate)
 
     def _host_step(self, t: float, share: float) -> None:
         c = self.config
@@ -108,7 +113,7 @@ class FlatAdam:
             self.w.numpy(), self.average.numpy(), self.g.numpy(), self.m.numpy(), self.v.numpy(),
             np.float32(1 - c.beta1), np.float32(1 - c.beta2), np.float32(c.lr / (1 - c.beta1**t)),
             np.float32((1 - c.beta2**t) ** -0.5), np.float32(c.eps),
-            np.float32(min(1.0, max(share, 1 / t))), bool(c.averaged_rows),
+            np.float32(min(1.0, max(share, EARLY_SHARE / t))), bool(c.averaged_rows),
         )  # fmt: skip
 
 

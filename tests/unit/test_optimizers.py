@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from learners.dense_optim import AdamConfig, FlatAdam
+from learners.dense_optim import EARLY_SHARE, AdamConfig, FlatAdam
 from learners.moments import Moments
 from learners.sparse_optim import rowwise_adagrad_, rowwise_adagrad_host_, segment_sum
 
@@ -104,10 +104,10 @@ def test_weights_are_averaged_over_rows():
     flat = FlatAdam(net.parameters(), AdamConfig(lr=0.1, averaged_rows=100))
     flat.show_average(shown.parameters())
     expected = None
-    for step, rows in enumerate((20, 50, 200, 10), start=1):
+    for step, rows in enumerate((20, 50, 200, 10, 20, 90, 20, 10), start=1):
         flat.g.copy_(torch.randn_like(flat.g))
         flat.step(YES, rows)
-        share = min(1.0, max(rows / 100, 1 / step))
+        share = min(1.0, max(rows / 100, EARLY_SHARE / step))
         expected = flat.w.clone() if expected is None else expected.lerp(flat.w, share)
         torch.testing.assert_close(flat.average, expected, atol=1e-6, rtol=1e-5)
     kept = flat.average.clone()
