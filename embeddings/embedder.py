@@ -11,6 +11,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from embeddings.blocks import BlockEncoder
 from embeddings.codes.codebook import (
     CODES_PREFIX,
     CODES_VERSION_MARK,
@@ -81,7 +82,9 @@ class Embedder:
         supplied = f"+{config.supplied}" if config.supplied else ""
         self._version = f"{encoder.version}{supplied}"
         if codebook is not None:
-            ours, theirs = (self._version, encoder.dim), (codebook.encoder_version, codebook.dim)
+            main = encoder.main if isinstance(encoder, BlockEncoder) else encoder
+            ours = (f"{main.version}{supplied}", main.dim)
+            theirs = (codebook.encoder_version, codebook.dim)
             if ours != theirs:
                 raise InputError(
                     f"codebook {codebook.version}: is for vectors of encoder '{theirs[0]}' with "
@@ -152,7 +155,9 @@ class Embedder:
             return {}
         with np.errstate(over="ignore"):
             stored_BD = np.stack(list(vectors.values())).astype(self._config.dtype)
-        codes = self._codebook.encode_many(stored_BD, np.isfinite(stored_BD).all(axis=1))
+        stored_BD = stored_BD[:, : self._codebook.dim]  # the first block
+        usable_B = np.isfinite(stored_BD).all(axis=1) & stored_BD.any(axis=1)
+        codes = self._codebook.encode_many(stored_BD, usable_B)
         return {i: attributes_of(codes, n) for n, i in enumerate(vectors)}
 
     def _row(

@@ -5,7 +5,7 @@ One form for the host, compiled into a single pass, and one of torch operations 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numba
@@ -61,6 +61,9 @@ class FlatAdam:
         self.average = flat.clone() if config.averaged_rows else self.w
         self.g, self.m, self.v = (torch.zeros_like(flat) for _ in range(3))
         self.t = torch.zeros((), device=flat.device)
+        self.born: list[tuple[int, int]] = [(0, 0)]
+        """Runs of parameters by age: (first place, step before their first). A parameter that
+        joins later has its own count of steps, or its first ones would be many times too long."""
         at = 0
         for p in parameters:
             n = p.numel()
@@ -92,25 +95,38 @@ class FlatAdam:
         if self.w.device.type == "cpu":
             if ok:
                 self.t += 1
-                self._host_step(float(self.t), share)
+                for start, stop, before in self._runs():
+                    self._host_step(slice(start, stop), float(self.t) - before, share)
             return
-        kept = ok.float()
-        g = torch.where(ok, self.g, 0.0)
-        self.t += kept
-        t = self.t.clamp(min=1.0)  # a bad first step must not give 0 / 0
-        self.m.lerp_(g, (1 - c.beta1) * kept)
-        self.v.lerp_(g * g, (1 - c.beta2) * kept)
+        self.t += ok.float()
+        for start, stop, before in self._runs():
+            self._device_step(ok, slice(start, stop), before, share)
+
+    def _runs(self) -> Iterator[tuple[int, int, int]]:
+        """(first place, end, step before the first) of parameters of one age."""
+        ends = [*(start for start, _ in self.born[1:]), len(self.w)]
+        for (start, before), end in zip(self.born, ends, strict=True):
+            yield start, end, before
+
+    def _device_step(self, ok: Tensor, run: slice, before: int, share: float) -> None:
+        c, kept = self.config, ok.float()
+        w, m, v = self.w[run], self.m[run], self.v[run]
+        g = torch.where(ok, self.g[run], 0.0)
+        t = (self.t - before).clamp(min=1.0)  # a bad first step must not give 0 / 0
+        m.lerp_(g, (1 - c.beta1) * kept)
+        v.lerp_(g * g, (1 - c.beta2) * kept)
         scale = kept * c.lr / (1 - c.beta1**t)
-        root = (self.v / (1 - c.beta2**t)).sqrt_().add_(c.eps)
-        self.w.sub_(self.m.mul(scale).div_(root))
+        root = (v / (1 - c.beta2**t)).sqrt_().add_(c.eps)
+        w.sub_(m.mul(scale).div_(root))
         if c.averaged_rows:
             rate = (EARLY_SHARE / t).clamp(min=min(share, 1.0), max=1.0) * kept
-            self.average.lerp_(self.w, rate)
+            self.average[run].lerp_(w, rate)
 
-    def _host_step(self, t: float, share: float) -> None:
+    def _host_step(self, run: slice, t: float, share: float) -> None:
         c = self.config
         _adam(
-            self.w.numpy(), self.average.numpy(), self.g.numpy(), self.m.numpy(), self.v.numpy(),
+            self.w[run].numpy(), self.average[run].numpy(), self.g[run].numpy(),
+            self.m[run].numpy(), self.v[run].numpy(),
             np.float32(1 - c.beta1), np.float32(1 - c.beta2), np.float32(c.lr / (1 - c.beta1**t)),
             np.float32((1 - c.beta2**t) ** -0.5), np.float32(c.eps),
             np.float32(min(1.0, max(share, EARLY_SHARE / t))), bool(c.averaged_rows),

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from embeddings.blocks import BlockEncoder, Once
 from embeddings.codebook_file import read_codebook
 from embeddings.embedder import Embedder, EmbedderConfig
 from embeddings.encoders import catalog as encoder_catalog
@@ -77,14 +78,19 @@ def load_config(file: str | None, overrides: tuple[str, ...]) -> Config:
     return loader.load(Config, loader.config_files(file or DEFAULT_PRESET), overrides)
 
 
-def raw_encoder_of(items: ItemsConfig) -> Encoder:
+def _encoders_of(items: ItemsConfig) -> dict[str, Encoder]:
+    return encoder_catalog.build_all(items.encoders, items.encoder_options, items.encoder())
+
+
+def raw_encoder_of(items: ItemsConfig, encoders: Mapping[str, Encoder] | None = None) -> Encoder:
     """The encoder of a configuration, fused from several if it names them, before any projection.
 
-    Raises InputError where a file that it names, or an encoder, cannot be used.
+    `encoders`: those of `items.encoders`, where they are there already. Raises InputError where a
+    file that it names, or an encoder, cannot be used.
     """
     if not items.vectors_file:
         return fused(
-            encoder_catalog.build_all(items.encoders, items.encoder_options, items.encoder()),
+            encoders or _encoders_of(items),
             FusionConfig(dim=max(items.dim, 1), seed=items.seed, weights=items.weights),
             read_means(Path(items.mean_file)) if items.mean_file else None,
         )
@@ -98,19 +104,33 @@ def raw_encoder_of(items: ItemsConfig) -> Encoder:
 
 
 def encoder_of(items: ItemsConfig) -> Encoder:
-    """The encoder of a configuration, with its projection if it names one.
+    """The encoder of a configuration, with its projection and what is kept beside it.
 
     Raises InputError where a file that it names cannot be used.
     """
     if not items.projection:
-        return raw_encoder_of(items)
+        return raw_encoder_of(items, encoders)
+    if not items.keep:
+        return _main_encoder_of(items, None)
+    shared: dict[str, Encoder] = {n: Once(e) for n, e in _encoders_of(items).items()}
+    return BlockEncoder(
+        _main_encoder_of(items, shared),
+        {name: shared[name] for name in items.keep},
+        items.keep,
+        seed=items.seed,
+        means=read_means(Path(items.mean_file)) if items.mean_file else None,
+    )
+
+
+def _main_encoder_of(items: ItemsConfig, encoders: Mapping[str, Encoder] | None) -> Encoder:
+    """The encoder of the block ""."""
     projection = read_projection(Path(items.projection))
     if projection.dim != items.dim:
         raise InputError(
             f"items.projection {items.projection}: its vectors have {projection.dim} numbers, but "
             f"items.dim is {items.dim}; set items.dim={projection.dim}"
         )
-    raw = raw_encoder_of(replace(items, dim=projection.given_dim))
+    raw = raw_encoder_of(replace(items, dim=projection.given_dim), encoders)
     return ProjectedEncoder(raw, projection)
 
 
@@ -166,7 +186,9 @@ def compose(
         else RocksVectorStore(RocksVectorStoreConfig(path=store_path), embedder.version)
     )
     cache = VectorCacheConfig(
-        dim=max(config.items.dim, 1), rows_max=config.items.cache_rows, dtype=config.items.dtype
+        dim=max(config.items.content_dim, 1),
+        rows_max=config.items.cache_rows,
+        dtype=config.items.dtype,
     )
     attributes = feature_plan.attributes
     variation = variation or Variation(arms={})

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from embeddings.codes.codebook import CODES_PREFIX
 from embeddings.encoders.attributes import AttributeEncoderConfig
 from infra.telemetry import TelemetryConfig
+from learners.feature_spec import ContentBlock
 from stream.counters import CounterConfig
 from stream.kafka.settings import KafkaConfig, TopicsConfig, WorkerConfig
 from stream.label_policy import LabelConfig
@@ -118,7 +119,8 @@ class ItemsConfig:
     `vectors_file`: a file of item vectors by id, which stands for the encoder. `projection`: a file
     of a trained projection, the last stage of the encoder. `encoders`: names of encoders, whose
     vectors are fused by `weights` after the means of `mean_file` are taken off. `codebook`: a
-    release of codes that items get as attributes `codes.…`.
+    release of codes that items get as attributes `codes.…`. `keep`: lengths of the vectors of
+    single encoders, by name, that are kept as blocks beside the one of `dim` numbers.
     """
 
     dim: int = 128
@@ -130,6 +132,7 @@ class ItemsConfig:
     encoder_options: dict[str, dict[str, Any]] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
     mean_file: str = ""
+    keep: dict[str, int] = field(default_factory=dict)
     codebook: str = ""
     attributes: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
@@ -141,12 +144,33 @@ class ItemsConfig:
     def __post_init__(self) -> None:
         if not self.encoders or len(set(self.encoders)) < len(self.encoders):
             raise ValueError("items: encoders must be one or more names, each once")
-        for what in ("encoder_options", "weights"):
+        for what in ("encoder_options", "weights", "keep"):
             extra = sorted(set(getattr(self, what)) - set(self.encoders))
             if extra:
                 raise ValueError(f"items: {what} of {extra}, which are not in encoders")
         if bad := [name for name, weight in self.weights.items() if not 0 < weight <= 1_000]:
             raise ValueError(f"items: weights must be above 0 and at most 1000: {bad}")
+        if bad := [name for name, dim in self.keep.items() if not 1 <= dim <= 65_536]:
+            raise ValueError(f"items.keep: a length must be 1 to 65536: {bad}")
+        if self.keep and (self.supplied or not self.dim):
+            raise ValueError(
+                "items.keep: needs items.dim above 0, and no items.supplied; the encoder "
+                "'vector:NAME' takes the supplied vector of that name"
+            )
+
+    @property
+    def blocks(self) -> tuple[ContentBlock, ...]:
+        """What an item vector is made of: the block "" of `dim` numbers, then those of `keep`."""
+        out: list[ContentBlock] = []
+        for name, dim in (("", self.dim), *self.keep.items()) if self.dim else ():
+            start = out[-1].columns.stop if out else 0
+            out.append(ContentBlock(name=name, start=start, dim=dim))
+        return tuple(out)
+
+    @property
+    def content_dim(self) -> int:
+        """Length of an item vector, all blocks together; 0: no content."""
+        return sum(block.dim for block in self.blocks)
 
     def encoder(self) -> AttributeEncoderConfig:
         """Configuration of the attribute encoder."""

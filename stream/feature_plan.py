@@ -206,7 +206,8 @@ def _spec(
         dense=tuple(inputs),
         labels=tuple(config.label),
         trained_label=label,
-        content_dim=config.items.dim,
+        content_dim=config.items.content_dim,
+        content_blocks=config.items.blocks,
     )  # fmt: skip
 
 

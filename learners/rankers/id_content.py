@@ -121,8 +121,12 @@ class IdContentNet(RankerNet):
         if self.block is None:
             return []
         columns, shape = self.block.columns, (self.block.dim,)
-        target_BC = functional.layer_norm(x.target_BC[:, columns], shape)
-        parts = [self.target(target_BC), x.present_B1]
+        own_BC = x.target_BC[:, columns]
+        # An item may have other blocks than this one.
+        alone = own_BC.shape == x.target_BC.shape
+        present_B1 = x.present_B1 if alone else own_BC.any(1, keepdim=True).float()
+        target_BC = functional.layer_norm(own_BC, shape)
+        parts = [self.target(target_BC), present_B1]
         for project, pooled_BC in zip(self.history, x.pooled_BC, strict=True):
             history_BC = functional.layer_norm(pooled_BC[:, columns], shape)
             parts.append(project(history_BC))

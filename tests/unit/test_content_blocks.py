@@ -8,9 +8,15 @@ import numpy as np
 import pytest
 import torch
 
+from embeddings.blocks import BlockEncoder, Once
+from embeddings.fusion import FusionConfig, fused
+from embeddings.item_content import ItemContent
+from infra.errors import InputError
 from learners import catalog
 from learners.feature_spec import ContentBlock
 from learners.rankers.id_content import IdContent, IdContentConfig
+from stream.composition import encoder_of, load_config
+from stream.feature_plan import plan
 from tests.support.batches import BatchMaker, small_spec
 
 BLOCKS = (ContentBlock(name="", start=0, dim=6), ContentBlock(name="text", start=6, dim=4))
@@ -65,3 +71,98 @@ def test_a_module_reads_the_block_that_it_is_told():
             "id_content", wide_spec,
             {"device": "cpu", "linear_content": {"on": True, "block": "image"}},
         )  # fmt: skip
+
+
+ITEMS = [
+    ItemContent(item_id=1, ts_ms=0, text="a red bicycle", attributes={"brand": "x"}),
+    ItemContent(item_id=2, ts_ms=0, text=None, attributes={"brand": "y"}),
+    ItemContent(item_id=3, ts_ms=0, text="a red bicycle", attributes={}),
+    ItemContent(item_id=4, ts_ms=0),
+]
+KEEP = ("items.dim=16", 'items.encoders=["attributes", "text"]', "items.keep={text=12}")
+
+
+def test_kept_modalities_are_unit_vectors_beside_the_fused_one():
+    encoder = encoder_of(load_config(None, KEEP).items)
+    plain = encoder_of(load_config(None, KEEP[:2]).items)
+    vectors, present = encoder.encode_many(ITEMS)
+    assert vectors.shape == (4, 28)
+    assert present.tolist() == [True, True, True, False]
+    np.testing.assert_array_equal(vectors[:, :16], plain.encode_many(ITEMS)[0])
+    text = vectors[:, 16:]
+    assert np.linalg.norm(text, axis=1) == pytest.approx([1, 0, 1, 0], abs=1e-6)
+    assert float(text[0] @ text[2]) == pytest.approx(1, abs=1e-6)  # the same text
+    assert not text[1].any()  # lacks it: a mask, not a vector
+
+
+def test_a_kept_vector_does_not_depend_on_its_batch():
+    encoder = encoder_of(load_config(None, KEEP).items)
+    together = encoder.encode_many(ITEMS)[0]
+    alone = np.concatenate([encoder.encode_many([item])[0] for item in ITEMS])
+    np.testing.assert_array_equal(together, alone)
+
+
+def test_what_is_kept_is_part_of_the_version():
+    versions = {
+        encoder_of(load_config(None, (*KEEP[:2], *more)).items).version
+        for more in ((), ("items.keep={text=12}",), ("items.keep={text=16}",),
+                     ("items.keep={attributes=12}",))
+    }  # fmt: skip
+    assert len(versions) == 4
+
+
+def test_an_encoder_that_two_blocks_read_runs_once():
+    class Counting:
+        version, dim, calls = "counting", 3, 0
+
+        def encode_many(self, items):
+            self.calls += 1
+            return np.ones((len(items), 3), np.float32), np.ones(len(items), np.bool_)
+
+    counting = Counting()
+    shared = Once(counting)
+    both = BlockEncoder(fused({"c": shared}, FusionConfig(dim=8)), {"c": shared}, {"c": 3})
+    for batch in (ITEMS[:2], ITEMS[2:]):
+        assert both.encode_many(batch)[0].shape == (2, 11)
+    assert counting.calls == 2
+
+
+def test_the_plan_has_the_blocks_of_the_configuration():
+    config = load_config("kuairand", KEEP)
+    assert plan(config).spec.blocks == (
+        ContentBlock(name="", start=0, dim=16), ContentBlock(name="text", start=16, dim=12),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    (
+        ("items.keep={image=12}", "not in encoders"),
+        ("items.keep={text=0}", "1 to 65536"),
+        ("items.supplied=own", "needs items.dim above 0, and no items.supplied"),
+        ("items.dim=0", "needs items.dim above 0"),
+    ),
+)
+def test_settings_that_do_not_fit_are_named(override, message):
+    with pytest.raises(InputError, match=message):
+        load_config(None, (*KEEP, override))
+
+
+def test_the_base_sees_presence_of_its_own_block():
+    """An item with a kept vector and no fused one has no content for the base."""
+    stream = BatchMaker(small_spec())
+    wide = IdContent(
+        replace(small_spec(), content_dim=10, content_blocks=BLOCKS), IdContentConfig(device="cpu")
+    )
+    for _ in range(8):
+        wide.learn_many(widened(stream.batch(40), np.random.default_rng(3)))
+    batch = widened(stream.batch(40), np.random.default_rng(3))
+    table = batch.content.table_VC.clone()
+    table[:, :6] = 0
+    only_text = replace(batch, content=replace(batch.content, table_VC=table))
+    nothing = replace(batch, content=replace(batch.content, table_VC=torch.zeros_like(table)))
+    nothing = replace(
+        nothing, content=replace(nothing.content, missing_B=torch.ones(40, dtype=torch.bool))
+    )
+    assert torch.equal(wide.predict_many(only_text), wide.predict_many(nothing))
+    assert not torch.equal(wide.predict_many(only_text), wide.predict_many(batch))
