@@ -195,6 +195,19 @@ def centred(vectors_BD: F32, present_B: Bools, mean_D: F32 | None = None) -> Par
     return Part(unit_BD.astype(np.float32), present_B)
 
 
+def projected(part: Part, dim: int, name: str) -> Part:
+    """Unit vectors of `dim` numbers by the sign matrix of `name`; cosines stay within 1/sqrt(dim).
+
+    Each row by itself, so that its bits do not depend on its batch.
+    """
+    signs_DE = _signs(name, dim, part.vectors_BD.shape[1])
+    out_BD = np.zeros((len(part.vectors_BD), dim))
+    for row in np.flatnonzero(part.present_B).tolist():
+        out_BD[row] = (signs_DE * part.vectors_BD[row].astype(np.float64)).sum(1)
+    unit_BD, present_B = _unit(out_BD, part.present_B)
+    return Part(unit_BD.astype(np.float32), present_B)
+
+
 def fit_means(
     encoders: Mapping[str, Encoder],
     items: Sequence[ItemContent],
@@ -209,19 +222,6 @@ def fit_means(
             part = centred(*encoder.encode_many(block))
             sums[name] += part.vectors_BD.sum(axis=0, dtype=np.float64)
             counts[name] += int(part.present_B.sum())
-def projected(part: Part, dim: int, name: str) -> Part:
-    """Unit vectors of `dim` numbers by the sign matrix of `name`; cosines stay within 1/sqrt(dim).
-
-    Each row by itself, so that its bits do not depend on its batch.
-    """
-    signs_DE = _signs(name, dim, part.vectors_BD.shape[1])
-    out_BD = np.zeros((len(part.vectors_BD), dim))
-    for row in np.flatnonzero(part.present_B).tolist():
-        out_BD[row] = (signs_DE * part.vectors_BD[row].astype(np.float64)).sum(1)
-    unit_BD, present_B = _unit(out_BD, part.present_B)
-    return Part(unit_BD.astype(np.float32), present_B)
-
-
         on_progress(start + len(block), len(items))
     means = {n: (sums[n] / counts[n]).astype(np.float32) for n in encoders if counts[n]}
     return Means(means=means, encoders={name: encoders[name].version for name in means})

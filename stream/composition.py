@@ -47,13 +47,15 @@ class Variation:
     """What a comparison changes: learners side by side, or vectors permuted among items.
 
     `arms`: rankers by name, all fed by one pipeline; empty: the configured one alone.
-    `permuted`: item keys whose vectors are permuted by `seed`; None: content stays as it is.
+    `learner`: stands for the configured one. `permuted`: item keys whose vectors are permuted by
+    `seed`; None: content stays as it is.
     """
 
     arms: Mapping[str, RankerConfig]
     permuted: NDArray[np.int64] | None = None
     seed: int = 0
     threads: int = 1
+    learner: Learner | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,8 +110,6 @@ def encoder_of(items: ItemsConfig) -> Encoder:
 
     Raises InputError where a file that it names cannot be used.
     """
-    if not items.projection:
-        return raw_encoder_of(items, encoders)
     if not items.keep:
         return _main_encoder_of(items, None)
     shared: dict[str, Encoder] = {n: Once(e) for n, e in _encoders_of(items).items()}
@@ -124,6 +124,8 @@ def encoder_of(items: ItemsConfig) -> Encoder:
 
 def _main_encoder_of(items: ItemsConfig, encoders: Mapping[str, Encoder] | None) -> Encoder:
     """The encoder of the block ""."""
+    if not items.projection:
+        return raw_encoder_of(items, encoders)
     projection = read_projection(Path(items.projection))
     if projection.dim != items.dim:
         raise InputError(
@@ -203,7 +205,9 @@ def compose(
         cache,
         (*attributes.ids, *attributes.multis, *attributes.dense),
     )
-    learner = _learner(config, feature_plan.spec, variation)
+    learner = variation.learner or _learner(
+        config, feature_plan.spec, variation, embedder.version
+    )
     device = getattr(learner, "device", None)
     on_device = device is not None and device.type != "cpu"
     pipeline = OnlinePipeline(
@@ -215,10 +219,13 @@ def compose(
     )
 
 
-def _learner(config: Config, spec: FeatureSpec, variation: Variation) -> Learner:
+def _learner(config: Config, spec: FeatureSpec, variation: Variation, encoder: str) -> Learner:
     def build(ranker: RankerConfig, where: str) -> Learner:
         try:
             learner = catalog.build(ranker.name, spec, ranker_options(ranker.options))
+            if isinstance(learner, NetLearner):
+                for _, module in learner.net.modules_on:
+                    module.check_content(encoder)
         except ValueError as error:
             raise InputError(f"{where}: {error}") from error
         if isinstance(learner, NetLearner):
