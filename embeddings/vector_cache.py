@@ -175,6 +175,17 @@ class VectorCache:
             dense_nX=dense.take(rows_n, axis=0),
         )
 
+    def multi_columns(self, keys_BL: I64, columns: Sequence[int]) -> list[I64]:
+        """Columns of `multi_nM` for bags of items, each [B, L]; 0 for key 0 and absent items."""
+        found = self._resolve([keys_BL], vectorless_row=_OWN_ROW)
+        if found is not None:
+            rows_BL = found[0][0]
+            return [self._multi_RM[rows_BL, column] for column in columns]
+        distinct, _, _, fetched = self._fetch(_distinct([keys_BL]))
+        places = np.minimum(np.searchsorted(distinct, keys_BL), max(len(distinct) - 1, 0))
+        multi_mM = np.append(fetched.multi_nM, self._multi_RM[-1:], axis=0)
+        return [np.where(keys_BL == 0, 0, multi_mM[places, column]) for column in columns]
+
     def drop(self, keys: I64) -> None:
         """Forgets items whose values changed in the store; the next look-up reads them anew."""
         drop_keys(self._slots_S2, keys, self._key_R)

@@ -45,23 +45,30 @@ class TableConfig:
 class Lookup:
     """What one table gives for a batch: leaves for autograd, and how to update their rows.
 
-    `embedded_BFD` rows of the id columns; `pooled_BD` one mean of rows a bag; `inv_len_B1` of each
-    bag. `plan` is None for predictions.
+    `embedded_BFD` rows of the id columns; `pooled_BD` one mean of rows a bag, but [B, L, D] of a
+    sequence; `inv_len_B1` of each bag, None of a sequence. `plan` is None for predictions.
     """
 
     embedded_BFD: Tensor
     pooled_BD: tuple[Tensor, ...]
-    inv_len_B1: tuple[Tensor, ...]
+    inv_len_B1: tuple[Tensor | None, ...]
     plan: Plan | None
 
     def gradient(self) -> Tensor:
-        """Rows of gradient [B F + bags B, D] that the plan's sources point to."""
-        embedded, pooled = self.embedded_BFD.grad, [p.grad for p in self.pooled_BD]
-        parts = [] if embedded is None else [embedded.reshape(-1, embedded.shape[-1])]
-        for gradient, inv_len_B1 in zip(pooled, self.inv_len_B1, strict=True):
-            assert gradient is not None
-            parts.append(gradient * inv_len_B1)
+        """Rows of gradient that the plan's sources point to, float32 [n, D].
+
+        B F of the ids, then B of each bag or B L of each sequence; zeros for what nobody read.
+        """
+        dim = self.embedded_BFD.shape[-1]
+        parts = [_gradient_of(self.embedded_BFD).reshape(-1, dim)]
+        for leaf, inv_len_B1 in zip(self.pooled_BD, self.inv_len_B1, strict=True):
+            gradient = _gradient_of(leaf)
+            parts.append(gradient.reshape(-1, dim) if inv_len_B1 is None else gradient * inv_len_B1)
         return torch.cat(parts)
+
+
+def _gradient_of(leaf: Tensor) -> Tensor:
+    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
 
 
 class EmbeddingTable:
@@ -84,6 +91,8 @@ class EmbeddingTable:
             np.full(spec.bags[i].length, numbers.index(spec.field_of(spec.bags[i].field)), np.int64)
             for i in self.bags
         ]
+        self._sequence = [spec.bags[i].sequence for i in self.bags]
+        self._admit = [config.admit_from_bags or bool(spec.bags[i].reader) for i in self.bags]
         self.ids = IdTable(self.fields, waiting_max=config.waiting_max)
         self.weight_RD = self._zeros(0, dim)
         self.accumulator_R = self._zeros(0)
@@ -122,16 +131,19 @@ class EmbeddingTable:
                 admit=True,
             )
         ]
+        start = b * n
         for place, bag in enumerate(self.bags):
             keys_BL = bags_BL[bag]
+            length = keys_BL.shape[1] if self._sequence[place] else 0
             blocks.append(
                 KeyBlock(
                     keys_BN=keys_BL,
                     field_N=self._bag_field[place],
-                    source=np.array([b * n + place * b, 1, 0]),
-                    admit=self.config.admit_from_bags,
+                    source=np.array([start, length, 1] if length else [start, 1, 0]),
+                    admit=self._admit[place],
                 )
             )
+            start += b * max(length, 1)
         return blocks
 
     @torch.no_grad()
@@ -164,8 +176,13 @@ class EmbeddingTable:
 
     def _lookup(self, reads: Sequence[tuple[np.ndarray, np.ndarray]], plan: Plan | None) -> Lookup:
         (rows_BF, _), *bags = reads
-        pooled, inv_lens = [], []
-        for rows_BL, inv_len_B in bags:
+        pooled: list[Tensor] = []
+        inv_lens: list[Tensor | None] = []
+        for (rows_BL, inv_len_B), sequence in zip(bags, self._sequence, strict=True):
+            if sequence:
+                pooled.append(functional.embedding(self._put(rows_BL), self.weight_RD))
+                inv_lens.append(None)
+                continue
             inv_len_B1 = self._put(inv_len_B).unsqueeze(1)
             summed = functional.embedding_bag(self._put(rows_BL), self.weight_RD, mode="sum")
             pooled.append(summed.mul_(inv_len_B1))

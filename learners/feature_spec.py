@@ -29,7 +29,9 @@ class Bag:
     length: int
     is_history: bool
     reader: str = ""
-    """As of a field."""
+    """As of a field. What a module reads gives ids their rows, whatever `admit_from_bags` says."""
+    sequence: bool = False
+    """The rows of its entries one by one, in their order, instead of their mean."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

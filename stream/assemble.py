@@ -111,7 +111,17 @@ class Assembler:
             else:
                 last = column.place + column.length
                 bags.append(np.ascontiguousarray(s.multi_nM[:, column.place : last]))
-        return bags
+        return bags + self._of_histories(s)
+
+    def _of_histories(self, s: Samples) -> list[I64]:
+        """Attributes of the histories' items, in the order of the plan; one look-up a history."""
+        wanted = self._plan.of_histories
+        found: dict[tuple[int, int], I64] = {}
+        for history in dict.fromkeys(column.history for column in wanted):
+            attributes = [c.attribute for c in wanted if c.history == history]
+            values = self._items.first_of(s.history_nL[history], attributes)
+            found |= {(history, a): v for a, v in zip(attributes, values, strict=True)}
+        return [found[column] for column in wanted]
 
     def _content(self, s: Samples) -> ContentRows:
         found = self._items.lookup(s.item_n, s.history_nL, compact=self._compact)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from embeddings.blocks import BlockEncoder, Once
 from embeddings.codebook_file import read_codebook
+from embeddings.codes.codebook import CODES_PREFIX
 from embeddings.embedder import Embedder, EmbedderConfig
 from embeddings.encoders import catalog as encoder_catalog
 from embeddings.encoders.projection import ProjectedEncoder, read_projection
@@ -33,6 +34,7 @@ from learners.feature_spec import FeatureSpec
 from learners.learner import Learner
 from learners.net_learner import NetLearner
 from learners.side_by_side import SideBySide
+from stream.code_features import wanted_bags
 from stream.config import CODES_PATH, Config, ItemsConfig, RankerConfig
 from stream.feature_plan import ATTRIBUTE, FeaturePlan, plan
 from stream.items import ItemTable, ItemTableConfig
@@ -165,6 +167,12 @@ def embedder_of(config: Config) -> Embedder:
             raise InputError(
                 f"feature '{f.name}': codebook {path} has no '{f.path.removeprefix(ATTRIBUTE)}'; "
                 f"expected one of {', '.join(book.names)}"
+            )
+    for bag in wanted_bags(config):
+        if f"{CODES_PREFIX}{bag.code}" not in book.names:
+            raise InputError(
+                f"ranker.options.qarm: codebook {path} has no '{bag.code}'; expected some of "
+                + ", ".join(name.removeprefix(CODES_PREFIX) for name in book.names)
             )
     return Embedder(encoder_of(config.items), settings, book)
 

@@ -12,7 +12,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from learners.feature_spec import Bag, DenseInput, FeatureSpec, IdField
+from learners.modules.qarm_codes import NAME as CODES_READER
+from learners.modules.qarm_codes import CodeBag
 from stream import kernels
+from stream.code_features import code_features, history_bags
 from stream.codec_spec import DecodeSpec, DenseSource, IdSource, MultiSource
 from stream.config import Config, FeatureConfig
 from stream.counters import BUCKET_MS, CounterConfig, decay_table
@@ -31,6 +34,13 @@ class Column(NamedTuple):
     where: Where
     place: int
     length: int = 1
+
+
+class HistoryColumn(NamedTuple):
+    """An attribute of each item of a history: its number, and the several-valued attribute's."""
+
+    history: int
+    attribute: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +73,7 @@ class FeaturePlan:
     attributes: AttributePlan
     ids: tuple[Column, ...]
     multis: tuple[Column, ...]
+    of_histories: tuple[HistoryColumn, ...]
     dense: tuple[tuple[FeatureConfig, int], ...]
     counters: tuple[CounterPlan, ...]
     user_salt: np.int64
@@ -100,7 +111,8 @@ class FeaturePlan:
 def plan(config: Config) -> FeaturePlan:
     """The layouts of a configuration."""
     singles = [f for f in config.feature if f.kind == "id"]
-    multis = [f for f in config.feature if f.kind == "multi-id"]
+    codes, of_histories = code_features(config), history_bags(config)
+    multis = [*(f for f in config.feature if f.kind == "multi-id"), *codes]
     dense = [f for f in config.feature if f.kind == "dense"]
     e_ids, a_ids = _split(singles)
     e_multis, a_multis = _split(multis)
@@ -129,10 +141,11 @@ def plan(config: Config) -> FeaturePlan:
                                  dense=_dense_sources(a_dense)),
         ids=tuple(columns[f.name] for f in singles),
         multis=tuple(columns[f.name] for f in multis),
+        of_histories=_of_histories(config, a_multis, of_histories),
         dense=tuple(dense_places),
         counters=counters,
         user_salt=salt_of("user"),
-        spec=_spec(config, singles, multis, dense, counters),
+        spec=_spec(config, singles, multis, dense, counters, of_histories),
         shape=JoinShape(
             ids=len(e_ids), multi=sum(f.length for f in e_multis), dense=len(e_dense),
             labels=len(config.label), kinds=len(config.click_kinds), counters=1 + len(counters),
@@ -180,7 +193,9 @@ def _spec(
     multis: list[FeatureConfig],
     dense: list[FeatureConfig],
     counters: tuple[CounterPlan, ...],
+    of_histories: list[CodeBag],
 ) -> FeatureSpec:
+    configured = {f.name for f in config.feature}
     label = config.ranker.label
     item = next((f.name for f in singles if f.path == "item"), "")
     inputs = [DenseInput(name="prior", group="prior", label=label)]
@@ -197,11 +212,16 @@ def _spec(
     inputs += [DenseInput(name=f.name, group="value") for f in dense]
     return FeatureSpec(
         ids=tuple(_id_field(f) for f in singles),
-        bag_fields=tuple(_id_field(f) for f in multis),
+        bag_fields=tuple(
+            _id_field(f, "" if f.name in configured else CODES_READER) for f in multis
+        ),
         bags=(
             *(Bag(name=h.name, field=item, length=h.length, is_history=True)
               for h in config.history),
-            *(Bag(name=f.name, field=f.name, length=f.length, is_history=False) for f in multis),
+            *(Bag(name=f.name, field=f.name, length=f.length, is_history=False,
+                  reader="" if f.name in configured else CODES_READER) for f in multis),
+            *(Bag(name=bag.name, field=bag.field, length=bag.length, is_history=False,
+                  reader=CODES_READER, sequence=True) for bag in of_histories),
         ),
         dense=tuple(inputs),
         labels=tuple(config.label),
@@ -211,9 +231,17 @@ def _spec(
     )  # fmt: skip
 
 
-def _id_field(f: FeatureConfig) -> IdField:
+def _id_field(f: FeatureConfig, reader: str = "") -> IdField:
     return IdField(name=f.name, dim=f.dim, admit_after=f.admit_after, rows_max=f.rows_max,
-                   expire_ms=f.expire_ms)  # fmt: skip
+                   expire_ms=f.expire_ms, reader=reader)  # fmt: skip
+
+
+def _of_histories(
+    config: Config, attributes: list[FeatureConfig], bags: list[CodeBag]
+) -> tuple[HistoryColumn, ...]:
+    histories = [h.name for h in config.history]
+    names = [f.name for f in attributes]
+    return tuple(HistoryColumn(histories.index(b.history), names.index(b.field)) for b in bags)
 
 
 def _id_sources(features: list[FeatureConfig]) -> tuple[IdSource, ...]:

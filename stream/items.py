@@ -180,6 +180,14 @@ class ItemTable:
         multis = np.split(columns.multi_nM, cuts, axis=1) if self._fields.multis else []
         return ItemFeatures(columns.ids_nA, tuple(multis), columns.dense_nX)
 
+    def first_of(self, keys_BL: I64, multis: Sequence[int]) -> list[I64]:
+        """First values of several-valued attributes of bags of items, each [B, L]; 0 for none.
+
+        `multis`: numbers of attributes; `keys_BL`: plain item keys, 0 for none.
+        """
+        starts = np.cumsum([0, *self._fields.multi_widths])
+        return self._cache.multi_columns(keys_BL, [int(starts[m]) for m in multis])
+
     def texts(self) -> list[str]:
         """Texts that were values of attributes, as far as they are remembered."""
         return self._fields.texts()

@@ -55,6 +55,13 @@ class PermutedContent(ItemTable):
             np.where(of_codes(self._fields.dense), given.dense_nX, own.dense_nX),
         )
 
+    def first_of(self, keys_BL: I64, multis: Sequence[int]) -> list[I64]:
+        """Codes of the donors of a bag's items, own other attributes; see ItemTable.first_of."""
+        own = super().first_of(keys_BL, multis)
+        given = super().first_of(self.donors(keys_BL), multis)
+        codes = [self._fields.multis[m].path.startswith(CODES_PATH) for m in multis]
+        return [g if code else o for g, o, code in zip(given, own, codes, strict=True)]
+
     def donors(self, keys: I64) -> I64:
         """Whose vectors stand in for those of `keys`, of the same shape."""
         if not len(self._keys):

@@ -9,6 +9,7 @@ from typing import Any
 
 from infra import config as loader
 from infra.errors import InputError
+from stream.code_features import code_features, history_bags
 from stream.config import Config
 
 MINUTE_MS = 60_000
@@ -54,9 +55,14 @@ def groups(arms: Sequence[Arm]) -> list[list[Arm]]:
 
 
 def front(config: Config) -> Any:
-    """All that the pipeline reads, as plain tables: the configuration without the learner."""
+    """All that the pipeline reads, as plain tables: the configuration without the learner.
+
+    Of the learner's options those count that add columns.
+    """
     plain = loader.to_dict(config)
-    return plain | {"ranker": {"label": config.ranker.label}}
+    codes = [[f.name, f.dim, f.length, f.rows_max] for f in code_features(config)]
+    bags = [[bag.name, bag.length] for bag in history_bags(config)]
+    return plain | {"ranker": {"label": config.ranker.label, "codes": [codes, bags]}}
 
 
 def _label(config: Config) -> tuple[str, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -13,6 +14,8 @@ from infra.state import Part
 from learners import catalog
 from learners.batch import MiniBatch, RowKind
 from learners.learner import Learner
+from learners.modules.qarm_codes import QarmConfig
+from learners.net_learner import NetLearner
 from tests.support.batches import START_MS, BatchMaker, small_spec
 
 Make = Callable[[], Learner]
@@ -32,6 +35,7 @@ NETS = frozenset({"id_content"})
 """Learners around `NetLearner`: id tables of ours, content vectors, a seed."""
 OPTIONS: Mapping[str, Mapping[str, object]] = {
     "id_content": {"device": "cpu"},
+    "fgcnn": {"device": "cpu", "generator": {"channels": [3], "kernel": 3, "dim": 8}},
     "ftrl": {"alpha": 0.3, "rows": {"bits": 12}},
     "river_logistic": {"lr": 0.3, "drift": "adwin", "rows": {"bits": 12}},
     "river_fm": {"lr": 0.3, "rows": {"bits": 12}},
@@ -42,18 +46,27 @@ OPTIONS: Mapping[str, Mapping[str, object]] = {
     "frozen": {"options": {"device": "cpu"}, "start_ms": START_MS + 210_000},
 }
 """Options that make the checks small and independent of the machine."""
-MODULE_OPTIONS: Mapping[str, Mapping[str, object]] = {}
+MODULE_OPTIONS: Mapping[str, Mapping[str, object]] = {
+    # Rows of a length that no other field has: its table is its own.
+    "qarm": {"codes": ["rq1", "prefix2"], "anchors": 3, "dim": 5},
+    "make": {"attention": 4, "hidden": [8], "replay_rows": 64, "replays": 2},
+    # Rows of its own are in tests/unit/test_fgcnn.py.
+    "fgcnn": {"source": "shared", "fields": ["item", "user"], "channels": [3], "kernel": 3},
+}
 """The same for modules of the ranker; each module goes through `EVERY_LEARNER`."""
 
 
 def maker(name: str, **options: object) -> Make:
-    """Builds fresh learners of one kind."""
-    return lambda: catalog.build(name, small_spec(), {**OPTIONS.get(name, {}), **options})
+    """Builds fresh learners of one kind; with options of `qarm` there are codes to read."""
+    codes = msgspec.convert(options["qarm"], QarmConfig) if "qarm" in options else None
+    spec = small_spec(codes=codes)
+    return lambda: catalog.build(name, spec, {**OPTIONS.get(name, {}), **options})
 
 
 def trained(make: Make, steps: int = 6, rows: int = 40) -> tuple[Learner, BatchMaker]:
     """A learner after a few steps, and the stream where it stopped."""
-    learner, stream = make(), BatchMaker(small_spec())
+    learner = make()
+    stream = BatchMaker(learner._whole if isinstance(learner, NetLearner) else small_spec())
     for _ in range(steps):
         learner.learn_many(stream.batch(rows))
     return learner, stream

@@ -44,11 +44,13 @@ def test_ranker_with_module(module, check):
 def test_module_that_is_turned_on_changes_no_score(module):
     """Before its first step a module adds exactly 0, whatever the ranker has learned."""
     options = {"on": True, **MODULE_OPTIONS.get(module, {})}
-    base, stream = trained(maker("id_content"))
+    base, stream = trained(maker("id_content", **{module: {**options, "on": False}}))
     with_module = maker("id_content", **{module: options})()
     assert isinstance(base, IdContent)
     assert isinstance(with_module, IdContent)
-    with_module.tables, with_module.moments = base.tables, base.moments
+    of_dim = {table.dim: table for table in base.tables}
+    with_module.tables = [of_dim.get(table.dim, table) for table in with_module.tables]
+    with_module.moments = base.moments
     with_module.base_2 = base.base_2
     of_base = dict(base._scorer.named_parameters())
     for name, parameter in with_module._scorer.named_parameters():

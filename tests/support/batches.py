@@ -9,15 +9,26 @@ import torch
 
 from learners.batch import ContentRows, MiniBatch
 from learners.feature_spec import Bag, DenseInput, FeatureSpec, IdField
+from learners.modules.qarm_codes import NAME as CODES_READER
+from learners.modules.qarm_codes import QarmConfig, code_bags
 
 DAY_MS = 86_400_000
 START_MS = 1_650_000_000_000
 
 
 def small_spec(
-    *, content_dim: int = 6, prior: bool = True, admit_after: int = 0, expire_ms: int = 0
+    *,
+    content_dim: int = 6,
+    prior: bool = True,
+    admit_after: int = 0,
+    expire_ms: int = 0,
+    codes: QarmConfig | None = None,
 ) -> FeatureSpec:
-    """Three id fields of two dimensions, a history of items, a several-valued field, counters."""
+    """Three id fields of two dimensions, a history of items, a several-valued field, counters.
+
+    With `codes` also the bags of codes that the module `qarm` reads.
+    """
+    bags = code_bags(codes, [("history", 7)]) if codes else []
     rates = tuple(
         DenseInput(name=f"{c}.rate", group="rate", counter=c, label="click")
         for c in ("user", "item")
@@ -29,16 +40,37 @@ def small_spec(
             IdField(name="item", dim=8, admit_after=admit_after, expire_ms=expire_ms),
             IdField(name="tab", dim=4),
         ),
-        bag_fields=(IdField(name="tag", dim=4, rows_max=50),),
+        bag_fields=(
+            IdField(name="tag", dim=4, rows_max=50),
+            *(IdField(name=bag.name, dim=codes.dim, reader=CODES_READER)
+              for bag in bags if codes and not bag.history),
+        ),
         bags=(
             Bag(name="history", field="item", length=7, is_history=True),
             Bag(name="tags", field="tag", length=3, is_history=False),
+            *(Bag(name=bag.name, field=bag.field, length=bag.length, is_history=False,
+                  reader=CODES_READER, sequence=bool(bag.history)) for bag in bags),
         ),
         dense=(*dense, *rates, DenseInput(name="duration", group="value")),
         labels=("long_view", "click"),
         trained_label="click",
         content_dim=content_dim,
-    )
+    )  # fmt: skip
+
+
+def code_keys(spec: FeatureSpec, bag: Bag, items: np.ndarray) -> np.ndarray:
+    """Keys of the codes of items, one more axis at the end if the bag has several an item.
+
+    Items below 0, and every seventh, have no code and so 0. Items that leave the same remainder by
+    5 share `rq1`, those that do by 10 also `prefix2`.
+    """
+    code = bag.field.rpartition(".")[2]
+    number = spec.field_of(bag.field)
+    none = (items < 0) | (items % 7 == 0)
+    if code == "vq":
+        found = keys_of(number, (items[..., None] + np.arange(bag.length)) % 11)
+        return np.where(none[..., None], 0, found)
+    return np.where(none, 0, keys_of(number, items % (5 if code == "rq1" else 10)))
 
 
 def keys_of(field: int, ids: np.ndarray) -> np.ndarray:
@@ -91,6 +123,7 @@ class BatchMaker:
             bags_BL=(
                 torch.from_numpy(np.where(empty, 0, keys_of(1, history))),
                 torch.from_numpy(np.where(tags < 0, 0, keys_of(3, tags.clip(0)))),
+                *(torch.from_numpy(keys) for keys in self._codes(item, history, empty)),
             ),
             dense_BD=torch.from_numpy(dense),
             content=self._content(item, history, empty) if spec.content_dim else None,
@@ -107,6 +140,14 @@ class BatchMaker:
             sample_id_B=torch.arange(self.request - b, self.request),
             nominal_size=self.nominal_size,
         )
+
+    def _codes(self, item: np.ndarray, history: np.ndarray, empty: np.ndarray) -> list[np.ndarray]:
+        found = []
+        for bag in self.spec.bags:
+            if bag.reader == CODES_READER:
+                items = np.where(empty, -1, history) if bag.sequence else item
+                found.append(code_keys(self.spec, bag, items).reshape(len(item), bag.length))
+        return found
 
     def _content(self, item: np.ndarray, history: np.ndarray, empty: np.ndarray) -> ContentRows:
         """Every seventh item has no vector; the last row of the table stands for that."""
