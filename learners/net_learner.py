@@ -145,6 +145,7 @@ class NetLearner:
         whole = loss if own_loss is None else loss + own_loss
         (whole / x.nominal_size).backward()  # type: ignore[no-untyped-call]
         logits_B, told = logits_B.detach(), loss.detach()
+        self._judge(inputs, logits_B, x)
         if self._scorer is not self.net and self.reports_logits:
             with torch.no_grad():
                 logits_B = self._logits(self._scorer, inputs, x)
@@ -167,6 +168,15 @@ class NetLearner:
             repeats_BH=x.repeats_BH,
             step=x,
         )
+
+    @torch.no_grad()
+    def _judge(self, inputs: NetInputs, logits_B: Tensor, x: StepInputs) -> None:
+        """Let modules that are in doubt compare this step's logits with their other form's."""
+        for _, module in self.net.modules_on:
+            if module.has_rival(inputs):
+                with module.rival():
+                    rival_B = self._logits(self.net, inputs, x)
+                module.judged(inputs, logits_B, rival_B)
 
     def _logits(self, net: nn.Module, inputs: NetInputs, x: StepInputs) -> Tensor:
         return self._with_prior(net(inputs), x)

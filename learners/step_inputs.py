@@ -53,6 +53,8 @@ class StepInputs:
     """The batch's own, on the host: B rows, not padded. For modules that read single vectors."""
     label_mask_B: Tensor
     """1 where the trained label is known and the row is learned from."""
+    ts_ms_B: I64
+    """Of the impressions, on the host; 0 in padding."""
 
 
 def trained_rows(batch: MiniBatch, spec: FeatureSpec) -> tuple[Tensor, Tensor]:
@@ -113,6 +115,7 @@ def step_inputs(batch: MiniBatch, spec: FeatureSpec, device: torch.device) -> St
         nominal_size=batch.nominal_size,
         content=batch.content,
         label_mask_B=_put(labelled_B.float(), device),
+        ts_ms_B=_padded(batch.ts_ms_B, more).numpy(),
     )
 
 

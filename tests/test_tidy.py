@@ -48,6 +48,7 @@ SHELLS = (
     "stream.importers",
     "stream.interactions",
     "stream.pretraining",
+    "stream.pretraining_make",
     "stream.kafka",
     "stream.ledger_check",
     "stream.logged_actions",

@@ -6,7 +6,8 @@ logit, through weights that start at 0: turning a module on changes no score. Ho
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -48,6 +49,21 @@ class Module(nn.Module):
     def forward(self, x: NetInputs, *, learning: bool) -> Addition:
         """The addition for a batch; `learning` False: for scoring, and no state may change."""
         raise NotImplementedError
+
+    def check_content(self, encoder: str) -> None:
+        """Raises ValueError where a file of the module is of another encoder's item vectors."""
+
+    def has_rival(self, x: NetInputs) -> bool:
+        """Whether these rows are to be scored by another form of the module as well."""
+        return False
+
+    @contextmanager
+    def rival(self) -> Iterator[None]:
+        """Within, `forward` gives the other form's addition."""
+        yield
+
+    def judged(self, x: NetInputs, logits_B: Tensor, rival_B: Tensor) -> None:
+        """Logits of a step with the module as it is and with its other form, before `learned`."""
 
     def learned(self, x: NetInputs, *, ok: bool) -> None:
         """Called after each step, without gradients, with what `forward` saw; `ok`: it was taken.

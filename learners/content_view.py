@@ -1,0 +1,123 @@
+"""Content of one batch with each distinct vector once, for modules that attend over histories.
+
+What depends on an item alone is then computed once an item and not once a place. Reads single
+vectors; pools nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from learners.batch import ContentRows
+
+I64 = NDArray[np.int64]
+ROW_MULTIPLE = 8
+"""As of batches: else the last bit of a product depends on how many rows it has."""
+_NOT_KEPT = -(2.0**30)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContentView:
+    """`rows_UC` float32: U vectors, the last of them all zeros, which stands for "no vector".
+
+    `target_B` and each of `bags_BL` are int64 rows of it.
+    """
+
+    rows_UC: Tensor
+    target_B: Tensor
+    bags_BL: tuple[Tensor, ...]
+
+    @property
+    def none(self) -> int:
+        """Row of "no vector"."""
+        return len(self.rows_UC) - 1
+
+    def kept(self, history: int) -> Tensor:
+        """Which places of a history have a vector, bool [B, L]."""
+        return self.bags_BL[history] != self.none
+
+    def to(self, device: torch.device) -> ContentView:
+        """The same on a device."""
+        if device.type == "cpu":
+            return self
+        return ContentView(
+            rows_UC=self.rows_UC.to(device),
+            target_B=self.target_B.to(device),
+            bags_BL=tuple(bag.to(device) for bag in self.bags_BL),
+        )
+
+
+def content_view(
+    content: ContentRows | None,
+    *,
+    rows: int,
+    dim: int,
+    lengths: Sequence[int],
+    chosen: I64 | None = None,
+    start: int = 0,
+) -> ContentView:
+    """The view of a batch, `rows` long: rows beyond its own have no vector anywhere.
+
+    `chosen`: rows of the batch to take, in order; None: all. `start` and `dim`: the columns of the
+    vectors. `lengths`: of the histories, for a batch without content.
+    """
+    if content is None:
+        return ContentView(
+            rows_UC=torch.zeros(ROW_MULTIPLE, dim),
+            target_B=torch.full((rows,), ROW_MULTIPLE - 1),
+            bags_BL=tuple(torch.full((rows, n), ROW_MULTIPLE - 1) for n in lengths),
+        )
+    none = len(content.table_VC) - 1
+    parts = [content.target_B.unsqueeze(1), *content.bags_BL]
+    places = [part.numpy() if chosen is None else part.numpy()[chosen] for part in parts]
+    flat = np.concatenate([p.ravel() for p in places])
+    own, order = _distinct(flat, none)
+    u = len(own) + 1 + -(len(own) + 1) % ROW_MULTIPLE
+    order[order < 0] = u - 1
+    rows_UC = torch.zeros(u, dim)
+    rows_UC[: len(own)] = content.table_VC[torch.from_numpy(own), start : start + dim].float()
+    out, at = [], 0
+    for place in places:
+        rest = rows - len(place)
+        part = torch.from_numpy(order[at : at + place.size].reshape(place.shape))
+        out.append(functional.pad(part, [0, 0, 0, rest], value=u - 1))
+        at += place.size
+    return ContentView(rows_UC=rows_UC, target_B=out[0].squeeze(1), bags_BL=tuple(out[1:]))
+
+
+@numba.njit(cache=True, nogil=True)
+def _distinct(places: I64, none: int) -> tuple[I64, I64]:
+    """Distinct rows in order of first occurrence without `none`, and each place's (-1: none)."""
+    seen = np.zeros(none + 1, np.int32)
+    own = np.empty(len(places), np.int64)
+    order = np.empty(len(places), np.int64)
+    n = 0
+    for i in range(len(places)):
+        row = places[i]
+        if row == none:
+            order[i] = -1
+            continue
+        if seen[row] == 0:
+            own[n] = row
+            n += 1
+            seen[row] = n
+        order[i] = seen[row] - 1
+    return own[:n].copy(), order
+
+
+def masked_softmax(scores_BL: Tensor, kept_BL: Tensor) -> Tensor:
+    """Softmax over the kept places; 0 at the others, and all 0 where none is kept."""
+    return scores_BL.masked_fill(~kept_BL, _NOT_KEPT).softmax(1) * kept_BL
+
+
+def weighted_sum(rows_UC: Tensor, bag_BL: Tensor, weight_BL: Tensor) -> Tensor:
+    """sum_l weight_l * rows[bag_l], without writing the vectors of all places out."""
+    return functional.embedding_bag(bag_BL, rows_UC, mode="sum", per_sample_weights=weight_BL)

@@ -1,0 +1,105 @@
+"""A record log to the labelled rows that an extractor is pre-trained on (shell).
+
+The very pipeline of a replay joins and freezes them, so that histories and labels are those that a
+ranker sees. Trains nothing.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from infra.errors import InputError
+from infra.state import Part
+from learners.batch import MiniBatch
+from learners.feature_spec import FeatureSpec
+from learners.learner import StepReport
+from learners.modules.make_training import ContentSamples
+from stream.composition import Variation
+from stream.config import Config
+from stream.feature_plan import plan
+from stream.replay.runner import Replay, ReplayConfig
+
+Tell = Callable[[int, int], None]
+
+
+class SampleKeeper:
+    """A learner that keeps what it is taught within a span of time, and predicts 0."""
+
+    def __init__(
+        self, samples: ContentSamples, spec: FeatureSpec, *, from_ms: int, before_ms: int
+    ) -> None:
+        self._samples, self._spec = samples, spec
+        self._from_ms, self._before_ms = from_ms, before_ms
+        self.device = torch.device("cpu")
+
+    def learn_many(self, batch: MiniBatch) -> StepReport:
+        """Keep the rows."""
+        self._samples.add(batch, self._spec, from_ms=self._from_ms, before_ms=self._before_ms)
+        zero = torch.zeros(())
+        return StepReport(logits_B=torch.zeros(len(batch)), loss=zero, skipped=zero)
+
+    def predict_many(self, batch: MiniBatch) -> Tensor:
+        """Zeros."""
+        return torch.zeros(len(batch))
+
+    def export_full(self) -> Sequence[Part]:
+        """Nothing: a log that is read for its samples has no snapshots."""
+        return []
+
+    def export_since(self, mark: int) -> Sequence[Part]:
+        """Nothing."""
+        del mark
+        return []
+
+    def apply(self, parts: Mapping[str, Part]) -> None:
+        """Nothing to take."""
+
+    def counts(self) -> Mapping[str, int]:
+        """Rows kept."""
+        return {"rows_kept": len(self._samples)}
+
+
+def content_samples(
+    logs: Sequence[Path],
+    config: Config,
+    *,
+    from_ms: int,
+    until_ms: int,
+    block: str = "",
+    rows_max: int = 1_000_000,
+    on_progress: Tell = lambda _done, _total: None,
+) -> ContentSamples:
+    """Labelled rows of impressions from `from_ms` on whose labels were known before `until_ms`.
+
+    Raises InputError where there is none, and as replay and the configuration do.
+    """
+    spec = plan(config).spec
+    try:
+        samples = ContentSamples.of(spec, block=block, rows_max=rows_max)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    # A label is known when the longest window is over: an impression of just before the end knows
+    # of clicks after it.
+    before_ms = until_ms - config.window_ms - config.stream.lateness_ms
+    keeper = SampleKeeper(samples, spec, from_ms=from_ms, before_ms=before_ms)
+    config = replace(config, stream=replace(config.stream, predict_at="settle"))
+    with tempfile.TemporaryDirectory() as folder:
+        options = ReplayConfig(
+            logs=tuple(logs),
+            report=Path(folder) / "report",
+            variation=Variation(arms={}, learner=keeper),
+        )
+        result = Replay(config, options).run(on_progress)
+        result.composition.close()
+    if not len(samples):
+        raise InputError(
+            f"no labelled impression from {from_ms} to {before_ms} (UTC milliseconds) in "
+            f"{', '.join(map(str, logs))}; set another --from or --until"
+        )
+    return samples
