@@ -13,7 +13,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from embeddings.encoders.protocol import Encoder, Loadable
+from embeddings.encoders.protocol import Encoder, Loadable, read_of, refusals
 from embeddings.fusion import Means, centred, projected
 from embeddings.item_content import ItemContent
 
@@ -42,6 +42,14 @@ class Once:
         """Read the encoder's weights; raises EncoderUnavailable."""
         if isinstance(self._encoder, Loadable):
             self._encoder.load()
+
+    def read_of(self, item: ItemContent) -> object:
+        """What the encoder reads."""
+        return read_of(self._encoder, item)
+
+    def refusals(self) -> Mapping[str, int]:
+        """What the encoder could not use, by reason."""
+        return refusals(self._encoder)
 
     def encode_many(self, items: Sequence[ItemContent]) -> tuple[F32, Bools]:
         """As the encoder; of the very list that came last, what it gave then."""
@@ -93,6 +101,14 @@ class BlockEncoder:
         for encoder in (self.main, *self._kept.values()):
             if isinstance(encoder, Loadable):
                 encoder.load()
+
+    def read_of(self, item: ItemContent) -> object:
+        """What the encoders read."""
+        return [read_of(encoder, item) for encoder in (self.main, *self._kept.values())]
+
+    def refusals(self) -> Mapping[str, int]:
+        """Contents that the main encoder could not use, of which the kept ones are parts."""
+        return refusals(self.main)
 
     def encode_many(self, items: Sequence[ItemContent]) -> tuple[F32, Bools]:
         """`vectors_BD` float32 and `present_B`: False where no block of the item has a vector."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 import msgpack
 import numpy as np
@@ -18,67 +18,107 @@ from embeddings.codes.codebook import (
     Codebook,
     attributes_of,
 )
-from embeddings.encoders.protocol import Encoder, Loadable
+from embeddings.encoders.protocol import Encoder, Loadable, read_of, refusals
 from embeddings.item_content import AttributeValue, ItemContent, usable_attributes
-from embeddings.vector_codec import BadVector, DType, encode_item_vector
+from embeddings.row_memory import Place, RecentRows, Remembered, RowMemory
+from embeddings.vector_codec import (
+    BadVector,
+    DType,
+    decode_stored,
+    encode_item_vector,
+)
 from infra.errors import InputError
 
 Vector = NDArray[np.float32]
+Made = Literal["encoded", "reused", "supplied", "deleted"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbedderConfig:
     """`supplied` names the entry of an item's `vectors` that is used instead of the encoder's.
 
-    Empty: none is. `remembered_items_max` bounds the memory of what each item last looked like;
-    an item beyond it is encoded again, to the same vector.
+    Empty: none is. `remembered_bytes_max` bounds the memory of items' last rows, where no other
+    memory is given; an item beyond it is encoded again, to the same vector.
     """
 
     dtype: DType = "float16"
     supplied: str = ""
-    remembered_items_max: int = 1_000_000
+    remembered_bytes_max: int = 256 << 20
 
     def __post_init__(self) -> None:
         if self.dtype not in ("float16", "float32"):
             raise ValueError(f"embedder: dtype must be float16 or float32, got '{self.dtype}'")
-        if self.remembered_items_max < 0:
-            raise ValueError("embedder: remembered_items_max must not be negative")
+        if self.remembered_bytes_max < 0:
+            raise ValueError("embedder: remembered_bytes_max must not be negative")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ItemVectorRow:
-    """One item vector to be written: `value` as `vector_codec` encodes it. `index`: its item's."""
+    """One item vector to be written: `value` as `vector_codec` encodes it. `index`: its item's.
+
+    `made`: where the vector is from; `memory`: what is remembered of the row.
+    """
 
     index: int
     item_id: int | str
     ts_ms: int
     value: bytes
-    deleted: bool
+    made: Made
+    memory: Remembered
+
+    @property
+    def deleted(self) -> bool:
+        """Whether the row deletes its item."""
+        return self.made == "deleted"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Embedded:
-    """What became of a batch: `rows` in the items' order, `rejected` as (index, why)."""
+    """What became of a batch: `rows` in the items' order, `rejected` as (index, why).
 
-    rows: list[ItemVectorRow]
-    unchanged: int
-    rejected: list[tuple[int, BadVector]]
+    `unchanged`: items whose row would be as it was but for its time; `done`: events whose row, or a
+    later one of their item, is written already.
+    """
+
+    rows: list[ItemVectorRow] = field(default_factory=list)
+    rejected: list[tuple[int, BadVector]] = field(default_factory=list)
+    unchanged: int = 0
+    done: int = 0
+
+
+class _News(NamedTuple):
+    """An item that needs a row, its digests, and its vector's source; None: to be encoded."""
+
+    at: int
+    content: bytes
+    row: bytes
+    made: Made
+    vector: Vector | None
 
 
 class Embedder:
-    """Content to item vectors; an item whose content is as it was gives no row."""
+    """Content to item vectors, each content of an item once as far as the memory goes.
+
+    An item whose content and attributes are as they were gives no row. Where only attributes
+    changed that the encoder does not read, the row has the vector as it was, bit for bit.
+    """
 
     def __init__(
-        self, encoder: Encoder, config: EmbedderConfig, codebook: Codebook | None = None
+        self,
+        encoder: Encoder,
+        config: EmbedderConfig,
+        codebook: Codebook | None = None,
+        memory: RowMemory | None = None,
     ) -> None:
         """With a `codebook`, rows carry the codes of their vectors as attributes `codes.…`.
 
+        `memory`: of last rows; None: the rows used last are kept in the process.
         Raises InputError where the codebook is for vectors of another version or length.
         """
         self._encoder = encoder
         self._config = config
         self._codebook = codebook
-        self._seen: OrderedDict[int | str, bytes] = OrderedDict()
+        self._memory = RecentRows(config.remembered_bytes_max) if memory is None else memory
         supplied = f"+{config.supplied}" if config.supplied else ""
         self._version = f"{encoder.version}{supplied}"
         if codebook is not None:
@@ -108,49 +148,102 @@ class Embedder:
         if isinstance(self._encoder, Loadable):
             self._encoder.load()
 
-    def embed(self, items: Sequence[ItemContent]) -> Embedded:
-        """Rows of the items that are new, changed or deleted. Encodes them in one call."""
-        changed = [i for i, item in enumerate(items) if self._is_news(item)]
-        alive = [i for i in changed if not items[i].deleted]
-        vectors_BD, present_B = self._encoder.encode_many([items[i] for i in alive])
-        vectors: dict[int, Vector | BadVector | None] = {
-            i: self._vector(items[i], vectors_BD[n] if present_B[n] else None)
-            for n, i in enumerate(alive)
-        }
-        codes = self._codes({i: v for i, v in vectors.items() if isinstance(v, np.ndarray)})
-        rows: list[ItemVectorRow] = []
-        rejected: list[tuple[int, BadVector]] = []
-        for i in changed:
-            row = self._row(i, items[i], vectors.get(i), codes.get(i, {}))
-            if isinstance(row, BadVector):
-                self._seen.pop(items[i].item_id, None)
-                rejected.append((i, row))
+    @property
+    def form(self) -> str:
+        """Names everything that equal items' rows depend on: the version and the stored form."""
+        return f"{self._version} {self._config.dtype}"
+
+    def refusals(self) -> dict[str, int]:
+        """Contents so far that the encoders could not use, by reason."""
+        return refusals(self._encoder)
+
+    def remember_in(self, memory: RowMemory) -> None:
+        """Use this memory from now on."""
+        self._memory = memory
+
+    def embed(
+        self, items: Sequence[ItemContent], places: Sequence[Place] | None = None
+    ) -> Embedded:
+        """Rows of the items that are new, changed or deleted.
+
+        `places` of the items' events: one that the item's remembered row reaches is done already.
+        """
+        result = Embedded()
+        for indices in _runs(items):
+            news = self._news(items, places, indices, result)
+            codes = self._codes(news)
+            written: list[ItemVectorRow] = []
+            for one in news:
+                row = self._row(items[one.at], one, codes.get(one.at, {}), places)
+                if isinstance(row, BadVector):
+                    result.rejected.append((one.at, row))
+                else:
+                    written.append(row)
+            self._memory.put_many([r.item_id for r in written], [r.memory for r in written])
+            result.rows += written
+        result.rejected.sort(key=lambda one: one[0])
+        return result
+
+    def _news(
+        self,
+        items: Sequence[ItemContent],
+        places: Sequence[Place] | None,
+        indices: Sequence[int],
+        result: Embedded,
+    ) -> list[_News]:
+        """Items that need a row, with their vectors. Encodes in one call what must be."""
+        known = self._memory.get_many([items[i].item_id for i in indices])
+        news: list[_News] = []
+        for i, before in zip(indices, known, strict=True):
+            place = places[i] if places else None
+            if before and before.place and place and before.place.reaches(place):
+                result.done += 1
+                continue
+            one = self._one(i, items[i], before)
+            if one is None:
+                result.unchanged += 1
+            elif isinstance(one, BadVector):
+                result.rejected.append((i, one))
             else:
-                rows.append(row)
-        return Embedded(rows=rows, unchanged=len(items) - len(changed), rejected=rejected)
+                news.append(one)
+        encode = [n for n, one in enumerate(news) if one.made == "encoded"]
+        if encode:
+            contents = [items[news[n].at] for n in encode]
+            vectors_BD, present_B = self._encoder.encode_many(contents)
+            for row, n in enumerate(encode):
+                if present_B[row]:
+                    news[n] = news[n]._replace(vector=vectors_BD[row])
+        return news
 
-    def _is_news(self, item: ItemContent) -> bool:
-        """Whether the item differs from what was last seen of it; remembers it."""
+    def _one(
+        self, index: int, item: ItemContent, before: Remembered | None
+    ) -> _News | BadVector | None:
+        """What is to be done for an item; None: nothing."""
         if item.deleted:
-            self._seen.pop(item.item_id, None)
-            return True
-        digest = _digest(item)
-        if self._seen.get(item.item_id) == digest:
-            self._seen.move_to_end(item.item_id)
-            return False
-        self._seen[item.item_id] = digest
-        self._seen.move_to_end(item.item_id)
-        while len(self._seen) > self._config.remembered_items_max:
-            self._seen.popitem(last=False)
-        return True
+            row = _digest([self.form, item.item_id])
+            same = before is not None and before.row == row
+            return None if same else _News(index, b"", row, "deleted", None)
+        given = item.vectors.get(self._config.supplied) if self._config.supplied else None
+        supplied = None if given is None else _numbers(given, self.dim)
+        if isinstance(supplied, BadVector):
+            return supplied
+        read = read_of(self._encoder, item) if supplied is None else supplied.tobytes()
+        content = _digest([self.form, supplied is None, read])
+        row = _digest([self.form, item.item_id, content, usable_attributes(item.attributes)])
+        if before is not None and before.row == row:
+            return None
+        if supplied is not None:
+            return _News(index, content, row, "supplied", supplied)
+        if before is None or before.content != content:
+            return _News(index, content, row, "encoded", None)
+        was = decode_stored(before.value)
+        if isinstance(was, BadVector):  # damaged on its way here: made anew
+            return _News(index, content, row, "encoded", None)
+        return _News(index, content, row, "reused", was.vector() if was.dim else None)
 
-    def _vector(self, item: ItemContent, encoded: Vector | None) -> Vector | BadVector | None:
-        """The sender's vector where one is to be used and there, else the encoder's."""
-        supplied = item.vectors.get(self._config.supplied) if self._config.supplied else None
-        return encoded if supplied is None else _numbers(supplied, self.dim)
-
-    def _codes(self, vectors: dict[int, Vector]) -> dict[int, dict[str, AttributeValue]]:
-        """Attributes of the vectors' codes, as the vectors will be stored."""
+    def _codes(self, news: Sequence[_News]) -> dict[int, dict[str, AttributeValue]]:
+        """Attributes of the vectors' codes, as the vectors will be stored, by item index."""
+        vectors = {one.at: one.vector for one in news if one.vector is not None}
         if self._codebook is None or not vectors:
             return {}
         with np.errstate(over="ignore"):
@@ -162,13 +255,11 @@ class Embedder:
 
     def _row(
         self,
-        index: int,
         item: ItemContent,
-        vector: Vector | BadVector | None,
+        one: _News,
         codes: dict[str, AttributeValue],
+        places: Sequence[Place] | None,
     ) -> ItemVectorRow | BadVector:
-        if isinstance(vector, BadVector):
-            return vector
         attributes = usable_attributes(item.attributes)
         if self._codebook is not None:  # the names of codes are ours
             attributes = {k: v for k, v in attributes.items() if not k.startswith(CODES_PREFIX)}
@@ -177,16 +268,33 @@ class Embedder:
                 item_id=item.item_id,
                 ts_ms=item.ts_ms,
                 encoder=self._version,
-                vector=vector,
+                vector=one.vector,
                 dtype=self._config.dtype,
                 attributes=attributes | codes,
                 deleted=item.deleted,
             )
         except ValueError as error:
             return BadVector(reason="bad_vector", detail=str(error))
+        place = places[one.at] if places else None
+        memory = Remembered(content=one.content, row=one.row, value=value, place=place)
         return ItemVectorRow(
-            index=index, item_id=item.item_id, ts_ms=item.ts_ms, value=value, deleted=item.deleted
-        )
+            index=one.at, item_id=item.item_id, ts_ms=item.ts_ms, value=value, made=one.made,
+            memory=memory,
+        )  # fmt: skip
+
+
+def _runs(items: Sequence[ItemContent]) -> Iterator[list[int]]:
+    """Indices in order, cut wherever an item comes again: what it was must be known by then."""
+    run: list[int] = []
+    ids: set[int | str] = set()
+    for i, item in enumerate(items):
+        if item.item_id in ids:
+            yield run
+            run, ids = [], set()
+        run.append(i)
+        ids.add(item.item_id)
+    if run:
+        yield run
 
 
 def _numbers(supplied: Sequence[float] | bytes, dim: int) -> NDArray[np.float32] | BadVector:
@@ -206,8 +314,10 @@ def _numbers(supplied: Sequence[float] | bytes, dim: int) -> NDArray[np.float32]
     return numbers
 
 
-def _digest(item: ItemContent) -> bytes:
-    """128 bits of the item's content, its time left out."""
-    vectors = {name: v if isinstance(v, bytes) else list(v) for name, v in item.vectors.items()}
-    content = [item.title, item.text, item.image, usable_attributes(item.attributes), vectors]
-    return xxhash.xxh3_128_digest(msgpack.packb(content))
+def _digest(content: object) -> bytes:
+    """128 bits of plain values."""
+    try:
+        packed = msgpack.packb(content)
+    except (TypeError, ValueError, OverflowError):  # what only an encoder of one's own reads
+        packed = repr(content).encode(errors="surrogatepass")
+    return xxhash.xxh3_128_digest(packed)

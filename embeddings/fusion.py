@@ -20,7 +20,13 @@ import xxhash
 from numpy.typing import NDArray
 
 from embeddings.encoders.hashed_text import mix
-from embeddings.encoders.protocol import Encoder, EncoderUnavailable, Loadable
+from embeddings.encoders.protocol import (
+    Encoder,
+    EncoderUnavailable,
+    Loadable,
+    read_of,
+    refusals,
+)
 from embeddings.item_content import ItemContent
 
 F32 = NDArray[np.float32]
@@ -132,6 +138,14 @@ class FusedEncoder:
         for encoder in self._encoders.values():
             if isinstance(encoder, Loadable):
                 encoder.load()
+
+    def read_of(self, item: ItemContent) -> object:
+        """What the modalities' encoders read."""
+        return [read_of(encoder, item) for encoder in self._encoders.values()]
+
+    def refusals(self) -> Mapping[str, int]:
+        """Contents that the modalities' encoders could not use, by reason."""
+        return refusals(*self._encoders.values())
 
     def encode_each(self, items: Sequence[ItemContent]) -> dict[str, Part]:
         """The modalities' own centred unit vectors, by encoder name."""

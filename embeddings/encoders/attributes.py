@@ -77,6 +77,10 @@ class AttributeEncoder:
         """Length of every vector."""
         return self._config.dim
 
+    def read_of(self, item: ItemContent) -> object:
+        """The tokens that are hashed."""
+        return self.tokens(item)
+
     def encode_many(
         self, items: Sequence[ItemContent]
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:

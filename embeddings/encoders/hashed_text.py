@@ -81,6 +81,10 @@ class HashedTextEncoder:
         """Length of every vector."""
         return self._config.dim
 
+    def read_of(self, item: ItemContent) -> object:
+        """Title and text."""
+        return text_of(item)
+
     def encode_many(
         self, items: Sequence[ItemContent]
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:

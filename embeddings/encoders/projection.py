@@ -18,7 +18,7 @@ import safetensors.numpy
 import xxhash
 from numpy.typing import NDArray
 
-from embeddings.encoders.protocol import Encoder, Loadable
+from embeddings.encoders.protocol import Encoder, Loadable, read_of, refusals
 from embeddings.item_content import ItemContent
 from infra.errors import InputError
 
@@ -120,6 +120,14 @@ class ProjectedEncoder:
         """Read the weights of the encoder below; raises EncoderUnavailable."""
         if isinstance(self._encoder, Loadable):
             self._encoder.load()
+
+    def read_of(self, item: ItemContent) -> object:
+        """What the encoder below reads."""
+        return read_of(self._encoder, item)
+
+    def refusals(self) -> Mapping[str, int]:
+        """Contents that the encoder below could not use, by reason."""
+        return refusals(self._encoder)
 
     def encode_many(self, items: Sequence[ItemContent]) -> tuple[F32, NDArray[np.bool_]]:
         """`vectors_BD` float32 of unit length and `present_B`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -43,6 +43,42 @@ class Loadable(Protocol):
     def load(self) -> None:
         """Read the weights; raises EncoderUnavailable. A second call does nothing."""
         ...
+
+
+@runtime_checkable
+class Selective(Protocol):
+    """An encoder that says what of an item it reads; without this, that is all but its time."""
+
+    def read_of(self, item: ItemContent) -> object:
+        """Plain values, as msgpack takes them: equal ones mean an equal vector."""
+        ...
+
+
+@runtime_checkable
+class Refusing(Protocol):
+    """An encoder that counts content which it could not use."""
+
+    def refusals(self) -> Mapping[str, int]:
+        """Such contents so far, by reason."""
+        ...
+
+
+def read_of(encoder: Encoder, item: ItemContent) -> object:
+    """What of the item its vector depends on; all but its time where the encoder does not say."""
+    if isinstance(encoder, Selective):
+        return encoder.read_of(item)
+    vectors = {name: v if isinstance(v, bytes) else list(v) for name, v in item.vectors.items()}
+    return [item.item_id, item.title, item.text, item.image, dict(item.attributes), vectors]
+
+
+def refusals(*encoders: Encoder) -> dict[str, int]:
+    """Contents that these could not use, by reason, summed."""
+    found: dict[str, int] = {}
+    for encoder in encoders:
+        if isinstance(encoder, Refusing):
+            for reason, n in encoder.refusals().items():
+                found[reason] = found.get(reason, 0) + n
+    return found
 
 
 @runtime_checkable

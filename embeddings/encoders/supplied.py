@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -49,6 +49,15 @@ class SuppliedEncoder:
     def dim(self) -> int:
         """Length of every vector."""
         return self._config.dim
+
+    def read_of(self, item: ItemContent) -> object:
+        """The sender's vector of that name."""
+        given = item.vectors.get(self._name)
+        return given if given is None or isinstance(given, bytes) else list(given)
+
+    def refusals(self) -> Mapping[str, int]:
+        """Vectors so far that could not be used."""
+        return {"supplied_vector": self.refused} if self.refused else {}
 
     def encode_many(
         self, items: Sequence[ItemContent]

@@ -28,6 +28,10 @@ class TableEncoder:
         """Length of every vector."""
         return self._file.dim
 
+    def read_of(self, item: ItemContent) -> object:
+        """The id alone."""
+        return item.item_id
+
     def encode_many(
         self, items: Sequence[ItemContent]
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:

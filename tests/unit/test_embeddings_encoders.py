@@ -7,7 +7,14 @@ import pytest
 
 from embeddings.embedder import Embedder, EmbedderConfig
 from embeddings.encoders.attributes import AttributeEncoder, AttributeEncoderConfig
+from embeddings.encoders.hashed_text import HashedTextConfig, HashedTextEncoder
+from embeddings.encoders.image import ImageConfig, ImageEncoder
+from embeddings.encoders.minilm import MiniLMConfig, MiniLMEncoder
+from embeddings.encoders.protocol import read_of
+from embeddings.encoders.supplied import SuppliedConfig, SuppliedEncoder
+from embeddings.fusion import FusedEncoder, FusionConfig
 from embeddings.item_content import ItemContent, usable_attributes
+from embeddings.row_memory import Place, RecentRows, Remembered
 from embeddings.vector_codec import ItemVector, decode_item_vector
 
 TS_MS = 1_650_000_000_000
@@ -136,7 +143,7 @@ def test_rows_carry_vector_attributes_and_time_of_their_item():
 
 
 def test_unchanged_content_gives_no_row_until_it_is_forgotten():
-    maker = embedder(remembered_items_max=2)
+    maker = embedder(remembered_bytes_max=1_300)  # two rows
     assert len(maker.embed([item(1, a=1), item(2, a=1), item(1, a=1, ts_ms=TS_MS + 1)]).rows) == 2
     again = maker.embed([item(1, a=1), item(1, a=2)])
     assert (again.unchanged, [row.index for row in again.rows]) == (1, [1])
@@ -144,10 +151,138 @@ def test_unchanged_content_gives_no_row_until_it_is_forgotten():
     assert len(maker.embed([item(2, a=1)]).rows) == 1
 
 
-def test_a_deletion_passes_and_makes_the_same_content_news_again():
+class Counting:
+    """An encoder of titles that counts what it is given."""
+
+    version, dim = "counting-1", 4
+
+    def __init__(self):
+        self.encoded = []
+
+    def read_of(self, item):
+        return item.title
+
+    def encode_many(self, items):
+        self.encoded += [item.title for item in items]
+        lengths = [len(item.title or "") for item in items]
+        return np.array([[n, 1, 0, 0] for n in lengths], np.float32), np.array(lengths) > 0
+
+
+def titled(item_id, title, ts_ms=TS_MS, **attributes):
+    return ItemContent(item_id=item_id, ts_ms=ts_ms, title=title, attributes=attributes)
+
+
+def test_a_new_price_keeps_the_vector_and_encodes_nothing():
+    encoder = Counting()
+    maker = Embedder(encoder, EmbedderConfig())
+    (first,) = maker.embed([titled(1, "shoe", price=5)]).rows
+    (second,) = maker.embed([titled(1, "shoe", TS_MS + 9, price=6)]).rows
+    assert encoder.encoded == ["shoe"]
+    assert (first.made, second.made) == ("encoded", "reused")
+    old, new = decoded(first), decoded(second)
+    assert (new.data, new.attributes, new.ts_ms) == (old.data, {"price": 6}, TS_MS + 9)
+    # The very bytes that an embedder without memory writes.
+    (alone,) = (
+        Embedder(Counting(), EmbedderConfig()).embed([titled(1, "shoe", TS_MS + 9, price=6)]).rows
+    )
+    assert second.value == alone.value
+
+
+def test_changes_within_one_batch_are_taken_one_after_the_other():
+    encoder = Counting()
+    batch = [
+        titled(1, "a", n=1),
+        titled(1, "a", n=2),
+        titled(1, "b"),
+        titled(1, "b"),
+        titled(2, "a"),
+    ]
+    done = Embedder(encoder, EmbedderConfig()).embed(batch)
+    assert [row.made for row in done.rows] == ["encoded", "reused", "encoded", "encoded"]
+    assert (done.unchanged, encoder.encoded) == (1, ["a", "b", "a"])
+
+
+def test_an_item_without_vector_keeps_having_none():
+    encoder = Counting()
+    maker = Embedder(encoder, EmbedderConfig())
+    rows = maker.embed([titled(1, None, n=1)]).rows + maker.embed([titled(1, None, n=2)]).rows
+    assert [decoded(row).dim for row in rows] == [0, 0]
+    assert len(encoder.encoded) == 1
+
+
+def test_events_that_are_written_already_are_passed_over():
+    encoder = Counting()
+    memory = RecentRows(1 << 20)
+    events = [titled(1, "a"), titled(1, "b"), ItemContent(item_id=1, ts_ms=TS_MS, deleted=True)]
+    places = [Place(7, offset, 0) for offset in range(3)]
+    Embedder(encoder, EmbedderConfig(), memory=memory).embed(events, places)
+    resumed = Embedder(encoder, EmbedderConfig(), memory=memory)
+    again = resumed.embed(events, places)
+    assert (again.rows, again.done) == ([], 3)
+    # Another log, another version or form: the same places say nothing.
+    assert len(resumed.embed(events, [Place(8, *p[1:]) for p in places]).rows) == 3
+    assert encoder.encoded == ["a", "b"] * 2
+
+
+def test_memory_of_another_version_or_form_is_not_used():
+    memory, encoder = RecentRows(1 << 20), Counting()
+    for dtype in ("float16", "float32"):
+        maker = Embedder(encoder, EmbedderConfig(dtype=dtype), memory=memory)
+        assert len(maker.embed([titled(1, "a")]).rows) == 1
+    encoder.version = "counting-2"
+    assert len(Embedder(encoder, EmbedderConfig(), memory=memory).embed([titled(1, "a")]).rows) == 1
+    assert len(encoder.encoded) == 3
+
+
+READERS = {
+    "attributes": (lambda: encoder(fields=("tag",)), {"attributes": {"tag": 1}}),
+    "text": (lambda: HashedTextEncoder(HashedTextConfig(dim=8)), {"title": "a"}),
+    "minilm": (lambda: MiniLMEncoder(MiniLMConfig()), {"text": "a"}),
+    "image": (lambda: ImageEncoder(ImageConfig()), {"image": b"1"}),
+    "vector": (lambda: SuppliedEncoder("v", SuppliedConfig(dim=2)), {"vectors": {"v": [1, 2]}}),
+    "everything": (lambda: object(), {"attributes": {"nested": {"x": b"1"}}}),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_each_encoder_says_what_it_reads(name):
+    make, content = READERS[name]
+    maker, base = make(), {"title": "t", "attributes": {"price": 1}}
+    plain, read = ItemContent(item_id=1, ts_ms=1, **base), {**base, **content}
+    reads = [read_of(maker, ItemContent(item_id=1, ts_ms=2, **c)) for c in (base, read)]
+    assert reads[0] == read_of(maker, plain) != reads[1]
+    cheaper = {**base, "attributes": {"price": 2}}
+    price = read_of(maker, ItemContent(item_id=1, ts_ms=1, **cheaper))
+    assert (price == reads[0]) == (name != "everything")
+
+
+def test_a_fusion_reads_what_its_parts_read_and_tells_what_they_refuse():
+    text, image = HashedTextEncoder(HashedTextConfig(dim=8)), ImageEncoder(ImageConfig())
+    fusion = FusedEncoder({"text": text, "image": image}, FusionConfig(dim=8))
+    assert read_of(fusion, titled(1, "a", n=1)) == read_of(fusion, titled(1, "a", n=2))
+    assert read_of(fusion, titled(1, "a")) != read_of(fusion, titled(1, "b"))
+    maker = Embedder(fusion, EmbedderConfig())
+    maker.embed([ItemContent(item_id=1, ts_ms=TS_MS, title="a", image="http://x/y.png")])
+    assert maker.refusals() == {"not_allowed": 1}
+
+
+def test_the_memory_forgets_what_was_used_longest_ago():
+    memory = RecentRows(3 * 460)
+    rows = [Remembered(content=b"", row=b"", value=bytes([n]) * 10) for n in range(4)]
+    memory.put_many([0, 1, 2], rows[:3])
+    assert [r is not None for r in memory.get_many([0, 1, 2])] == [True] * 3
+    memory.get_many([0])
+    memory.put_many([3], rows[3:])
+    assert [r is not None for r in memory.get_many([0, 1, 2, 3])] == [True, False, True, True]
+    assert (len(memory), memory.nbytes) == (3, 3 * 460)
+
+
+def test_a_deletion_passes_once_and_makes_the_same_content_news_again():
     maker = embedder()
-    done = maker.embed([item(1, a=1), item(1, deleted=True), item(1, a=1)])
+    gone = item(1, deleted=True)
+    done = maker.embed([item(1, a=1), gone, gone, item(1, a=1)])
     assert [row.deleted for row in done.rows] == [False, True, False]
+    assert done.unchanged == 1
     assert decoded(done.rows[1]).deleted
 
 

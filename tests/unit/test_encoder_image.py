@@ -250,8 +250,18 @@ def test_items_of_the_wire_become_fused_vectors_of_the_item_table():
     made.close()
 
 
-def test_a_new_picture_is_news_of_an_item():
+def test_a_new_picture_is_news_to_an_encoder_of_pictures_alone():
+    embedder = Embedder(ImageEncoder(ImageConfig()), EmbedderConfig())
+    done = [embedder.embed([item(picture)]) for picture in (b"1", b"1", b"2")]
+    assert [len(one.rows) for one in done] == [1, 0, 1]
+    assert embedder.refusals() == {"not_a_picture": 2}
     embedder = Embedder(AttributeEncoder(AttributeEncoderConfig()), EmbedderConfig())
-    assert embedder.embed([item(b"1")]).unchanged == 0
-    assert embedder.embed([item(b"1")]).unchanged == 1
-    assert embedder.embed([item(b"2")]).unchanged == 0
+    assert [embedder.embed([item(picture)]).unchanged for picture in (b"1", b"2")] == [0, 1]
+
+
+@needs_wheel
+def test_a_picture_has_the_same_bits_whatever_comes_with_it(encoder):
+    pictures = [item(encoded(made_picture(seed=s)), s) for s in range(3)]
+    together, _ = encoder.encode_many(pictures)
+    for n, one in enumerate(pictures):
+        assert encoder.encode_many([one])[0].tobytes() == together[n].tobytes()

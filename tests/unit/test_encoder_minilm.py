@@ -168,3 +168,16 @@ def test_a_gpu_that_is_not_there_is_refused():
     with pytest.raises(EncoderUnavailable, match="no GPU"):
         weights.device_of("cuda")
     assert weights.device_of("auto").type == "cpu"
+
+
+@needs_wheel
+def test_a_text_has_the_same_bits_whatever_comes_with_it(encoder):
+    """Of one to sixty words, some of equal length: alone, all together, and in another order."""
+    texts = [
+        item(" ".join(SENTENCES[n % 3].split()[: 1 + n % 12] * (1 + n % 5))) for n in range(30)
+    ]
+    together, _ = encoder.encode_many(texts)
+    turned, _ = encoder.encode_many(texts[::-1])
+    assert turned[::-1].tobytes() == together.tobytes()
+    for n, one in enumerate(texts):
+        assert encoder.encode_many([one])[0].tobytes() == together[n].tobytes(), n
