@@ -22,6 +22,7 @@ from embeddings.encoders.protocol import Encoder, Loadable, read_of, refusals
 from embeddings.item_content import AttributeValue, ItemContent, usable_attributes
 from embeddings.row_memory import Place, RecentRows, Remembered, RowMemory
 from embeddings.vector_codec import (
+    DTYPES,
     BadVector,
     DType,
     decode_stored,
@@ -46,8 +47,9 @@ class EmbedderConfig:
     remembered_bytes_max: int = 256 << 20
 
     def __post_init__(self) -> None:
-        if self.dtype not in ("float16", "float32"):
-            raise ValueError(f"embedder: dtype must be float16 or float32, got '{self.dtype}'")
+        if self.dtype not in DTYPES:
+            known = ", ".join(DTYPES)
+            raise ValueError(f"embedder: dtype must be one of {known}, got '{self.dtype}'")
         if self.remembered_bytes_max < 0:
             raise ValueError("embedder: remembered_bytes_max must not be negative")
 

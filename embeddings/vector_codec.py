@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgpack
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from embeddings.int8_rows import SCALE_MAX, quantised
 from embeddings.item_content import AttributeValue, is_scalar
 
 VERSION = 1
@@ -23,10 +24,12 @@ _ID_BYTES_MAX = 256
 _TS_MS_MIN = 946_684_800_000  # 2000-01-01
 _TS_MS_MAX = 4_102_444_800_000  # 2100-01-01
 
-DType = Literal["float16", "float32"]
+DType = Literal["float16", "float32", "int8"]
+DTYPES: tuple[DType, ...] = get_args(DType)
 _NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
     "float16": np.dtype("<f2"),
     "float32": np.dtype("<f4"),
+    "int8": np.dtype("i1"),
 }
 _BITS: dict[str, tuple[np.dtype[Any], np.unsignedinteger[Any], np.unsignedinteger[Any]]] = {
     "float16": (np.dtype("<u2"), np.uint16(0x7FFF), np.uint16(0x7C00)),
@@ -46,8 +49,9 @@ class ItemVector(
 ):
     """The vector and the attributes of one item as of `ts_ms`, or its deletion.
 
-    `data` holds `dim` little-endian numbers of `dtype`; `dim` 0 means that the item has no vector
-    (its attributes count all the same). `v` is the version of this form.
+    `data` holds `dim` little-endian numbers of `dtype`, of int8 to be multiplied by `scale`; `dim`
+    0 means that the item has no vector (its attributes count all the same). `v` is the version of
+    this form.
     """
 
     v: int
@@ -59,10 +63,12 @@ class ItemVector(
     data: bytes
     attributes: dict[str, AttributeValue] = {}
     deleted: bool = False
+    scale: float = 1.0
 
     def vector(self) -> NDArray[Any]:
-        """The numbers, float16 or float32 [dim], read-only."""
-        return np.frombuffer(self.data, _NUMPY_DTYPES[self.dtype])
+        """The numbers [dim], float32 of int8, otherwise as stored; not to be written to."""
+        numbers = np.frombuffer(self.data, _NUMPY_DTYPES[self.dtype])
+        return numbers * np.float32(self.scale) if self.dtype == "int8" else numbers
 
 
 _DECODER = msgspec.msgpack.Decoder(ItemVector)
@@ -88,12 +94,18 @@ def encode_item_vector(
 ) -> bytes:
     """Value bytes of an item vector; `vector` None: the item has none.
 
-    Raises ValueError on what `decode_item_vector` would refuse, such as numbers that are infinite
-    in `dtype`.
+    Of int8, `quantised` gives numbers and scale. Raises ValueError on what `decode_item_vector`
+    would refuse, such as numbers that are infinite in `dtype`.
     """
     numbers = np.zeros(0, np.float32) if vector is None or deleted else np.asarray(vector)
-    with np.errstate(over="ignore"):
-        data = np.ascontiguousarray(numbers, _NUMPY_DTYPES[dtype])
+    scale = 1.0
+    if dtype == "int8":
+        if not np.isfinite(numbers).all():
+            raise ValueError(f"item vector of {item_id!r}: data: a NaN or an infinity")
+        data, scale = quantised(numbers)
+    else:
+        with np.errstate(over="ignore"):
+            data = np.ascontiguousarray(numbers, _NUMPY_DTYPES[dtype])
     event: dict[str, Any] = {
         "v": VERSION,
         "type": TYPE,
@@ -105,6 +117,8 @@ def encode_item_vector(
         "dim": int(data.size),
         "data": data.tobytes(),
     }
+    if dtype == "int8":
+        event["scale"] = scale
     if deleted:
         event["deleted"] = True
     fault = _fault(event)
@@ -127,7 +141,7 @@ def decode_item_vector(value: bytes) -> ItemVector | BadVector:
     fault = (
         _frame_fault(item.v, item.ts_ms)
         or _id_fault(item.item_id)
-        or _vector_fault(item.dtype, item.dim, item.data)
+        or _vector_fault(item.dtype, item.dim, item.data, item.scale)
         or _attributes_fault(item.attributes)
     )
     return item if fault is None else fault
@@ -142,7 +156,7 @@ def decode_stored(value: bytes) -> ItemVector | BadVector:
         item = _DECODER.decode(value)
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return decode_item_vector(value)
-    fault = _vector_fault(item.dtype, item.dim, item.data)
+    fault = _vector_fault(item.dtype, item.dim, item.data, item.scale)
     return item if fault is None else fault
 
 
@@ -167,6 +181,7 @@ def _decode_slowly(value: bytes) -> ItemVector | BadVector:
         data=event["data"],
         attributes=event.get("attributes") or {},
         deleted=event.get("deleted", False),
+        scale=float(event.get("scale", 1.0)),
     )
 
 
@@ -203,10 +218,13 @@ def _fault(event: Mapping[str, Any]) -> BadVector | None:
             return _bad("wrong_type", f"{name}: expected {kind.__name__}, got {got}")
     if not isinstance(event.get("deleted", False), bool):
         return _bad("wrong_type", "deleted: expected a truth value")
+    scale = event.get("scale", 1.0)
+    if not isinstance(scale, int | float) or isinstance(scale, bool):
+        return _bad("wrong_type", f"scale: expected a number, got {type(scale).__name__}")
     return (
         _frame_fault(event.get("v"), event["ts_ms"])
         or _id_fault(event["item_id"])
-        or _vector_fault(event["dtype"], event["dim"], event["data"])
+        or _vector_fault(event["dtype"], event["dim"], event["data"], scale)
         or _attributes_fault(event.get("attributes"))
     )
 
@@ -230,15 +248,21 @@ def _id_fault(item_id: object) -> BadVector | None:
     return _bad("wrong_type", f"item_id: expected int or str, got {type(item_id).__name__}")
 
 
-def _vector_fault(dtype_name: str, dim: int, data: bytes) -> BadVector | None:
+def _vector_fault(dtype_name: str, dim: int, data: bytes, scale: float) -> BadVector | None:
     dtype = _NUMPY_DTYPES.get(dtype_name)
     if dtype is None:
-        return _bad("bad_vector", f"dtype: expected float16 or float32, got '{dtype_name:.20}'")
+        known = ", ".join(DTYPES)
+        return _bad("bad_vector", f"dtype: expected one of {known}, got '{dtype_name:.20}'")
     if not 0 <= dim <= DIM_MAX:
         return _bad("bad_vector", f"dim: expected 0 to {DIM_MAX}, got {dim}")
     expected = dim * dtype.itemsize
     if len(data) != expected:
         return _bad("bad_vector", f"data: expected {expected} bytes, got {len(data)}")
+    if dtype_name == "int8":
+        fits = 0 <= scale <= SCALE_MAX  # False for a NaN
+        return None if fits else _bad("bad_vector", f"scale: expected 0 to 2^120, got {scale}")
+    if scale != 1:
+        return _bad("bad_vector", f"scale: expected 1 where dtype is not int8, got {scale}")
     # A NaN or an infinity has all exponent bits set; on integers that costs a third of isfinite.
     bits, magnitude, infinity = _BITS[dtype_name]
     if dim and (np.frombuffer(data, bits) & magnitude).max() >= infinity:

@@ -198,7 +198,8 @@ def compose(
     cache = VectorCacheConfig(
         dim=max(config.items.content_dim, 1),
         rows_max=config.items.cache_rows,
-        dtype=config.items.dtype,
+        # To turn int8 rows into numbers once, when they are read, is cheaper than in every batch.
+        dtype="float32" if config.items.dtype == "float32" else "float16",
     )
     attributes = feature_plan.attributes
     variation = variation or Variation(arms={})
@@ -238,6 +239,7 @@ def _learner(config: Config, spec: FeatureSpec, variation: Variation, encoder: s
             raise InputError(f"{where}: {error}") from error
         if isinstance(learner, NetLearner):
             learner.reports_logits = config.stream.predict_at == "settle"
+            learner.grows = ranker.grow
         return learner
 
     if not variation.arms:

@@ -137,7 +137,7 @@ class ItemsConfig:
     attributes: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
     numeric: tuple[str, ...] = ()
-    dtype: Literal["float16", "float32"] = "float16"
+    dtype: Literal["float16", "float32", "int8"] = "float16"
     cache_rows: int = 1_000_000
     pending_bytes_max: int = 64 << 20
 
@@ -185,10 +185,15 @@ class ItemsConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankerConfig:
-    """The learner by its name in the catalog, the label that it learns, and its own options."""
+    """The learner by its name in the catalog, the label that it learns, and its own options.
+
+    `grow`: a snapshot of the same ranker with other modules is taken; new ones begin afresh, those
+    that are gone are dropped.
+    """
 
     name: str = "id_content"
     label: str = "click"
+    grow: bool = False
     options: dict[str, Any] = field(default_factory=dict)
 
 

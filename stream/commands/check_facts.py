@@ -174,7 +174,7 @@ def _memory(made: FeaturePlan) -> list[Facts]:
         ("item interaction counts", "stream.items_max", s.items_max, 2 * 16),
         ("counter rows, of each kind", "stream.counters_max", 2 * s.counters_max, 2 * counter),
         ("item vectors in the cache", "items.cache_rows", items.cache_rows if items.dim else 0,
-         items.dim * (2 if items.dtype == "float16" else 4)),
+         items.dim * (4 if items.dtype == "float32" else 2)),
         *((f"rows of field '{f.name}'", f"feature[{f.name}].rows_max", f.rows_max,
            4 * f.dim + 4 + 2 * 16) for f in made.config.feature if f.kind != "dense"),
     ]  # fmt: skip

@@ -60,6 +60,22 @@ def test_bytes_of_version_1_stay_readable():
     assert again == golden
 
 
+def test_bytes_of_int8_rows_stay_readable():
+    golden = bytes.fromhex(
+        "8aa17601a474797065ab6974656d5f766563746f72a76974656d5f6964a16ba574735f6d73cf000001802baa5c00"
+        "aa6174747269627574657380a7656e636f646572a26531a56474797065a4696e7438a364696d03a464617461"
+        "c4037fc101a57363616c65cb3f90000000000000"
+    )
+    value = decode_item_vector(golden)
+    assert isinstance(value, ItemVector)
+    assert (value.dtype, value.dim, value.scale) == ("int8", 3, 1 / 64)
+    assert value.vector().tolist() == [127 / 64, -63 / 64, 1 / 64]
+    again = encode_item_vector(
+        item_id="k", ts_ms=1650000026624, encoder="e1", vector=value.vector(), dtype="int8"
+    )
+    assert again == golden
+
+
 @pytest.mark.parametrize("dtype", ("float16", "float32"))
 def test_round_trip(dtype):
     numbers = np.linspace(-1, 1, 8).astype(dtype)
@@ -101,7 +117,14 @@ def test_an_item_may_have_no_vector_and_a_deletion_has_nothing():
         ({"ts_ms": "now"}, "wrong_type"),
         ({"ts_ms": 0}, "bad_time"),
         ({"ts_ms": 7_258_118_400_000}, "bad_time"),
+        ({"dtype": "int4"}, "bad_vector"),
         ({"dtype": "int8"}, "bad_vector"),
+        ({"dtype": "int8", "data": b"ab", "scale": -1.0}, "bad_vector"),
+        ({"dtype": "int8", "data": b"ab", "scale": float("nan")}, "bad_vector"),
+        ({"dtype": "int8", "data": b"ab", "scale": 1e37}, "bad_vector"),
+        ({"dtype": "int8", "data": b"ab", "scale": "1"}, "wrong_type"),
+        ({"dtype": "int8", "data": b"ab", "scale": True}, "wrong_type"),
+        ({"scale": 2.0}, "bad_vector"),
         ({"dim": 3}, "bad_vector"),
         ({"dim": -1}, "bad_vector"),
         ({"dim": True}, "wrong_type"),
@@ -162,6 +185,12 @@ def test_encoding_refuses_what_decoding_would():
     with pytest.raises(ValueError, match="flat list"):
         encode(attributes={"a": b"x"})
     encode(vector=np.array([1e6]), dtype="float32")
+    encode(vector=np.array([1e6]), dtype="int8")
+    for vector in (np.array([1, np.nan]), np.array([np.inf, 1])):
+        with pytest.raises(ValueError, match="a NaN or an infinity"):
+            encode(vector=vector, dtype="int8")
+    with pytest.raises(ValueError, match="scale"):
+        encode(vector=np.array([1e300]), dtype="int8")
 
 
 def test_misfit_names_both_sides():
