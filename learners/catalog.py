@@ -19,6 +19,7 @@ from learners.baselines.vw import Vw, VwConfig
 from learners.feature_spec import FeatureSpec
 from learners.learner import Learner
 from learners.published import FrozenConfig, Published, PublishedConfig
+from learners.rankers.fgcnn import FgcnnRanker, FgcnnRankerConfig
 from learners.rankers.id_content import IdContent, IdContentConfig
 
 
@@ -36,6 +37,7 @@ def _published(spec: FeatureSpec, config: PublishedConfig) -> Learner:
 
 ENTRIES: Mapping[str, Entry] = {
     "id_content": Entry(config=IdContentConfig, builder=IdContent),
+    "fgcnn": Entry(config=FgcnnRankerConfig, builder=FgcnnRanker),
     "smoothed_rates": Entry(config=SmoothedRatesConfig, builder=SmoothedRates),
     "base_rate": Entry(config=BaseRateConfig, builder=BaseRate),
     "ftrl": Entry(config=FtrlConfig, builder=Ftrl),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -18,6 +19,14 @@ class IdField:
     """Rows not updated for so long are freed; 0: never."""
     reader: str = ""
     """The module that alone reads it; empty: an input of every learner."""
+    of: str = ""
+    """The field whose ids it has too, with other keys: rows of a module's own. In no batch."""
+
+    @property
+    def salt(self) -> int:
+        """What makes its keys of that field's keys; a signed 64-bit integer."""
+        digest = hashlib.blake2b(self.name.encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "little", signed=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

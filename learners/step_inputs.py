@@ -165,14 +165,21 @@ def _content(
 
 
 def narrowed(batch: MiniBatch, whole: FeatureSpec, own: FeatureSpec) -> MiniBatch:
-    """The batch of `whole` with the columns and bags of `own` only; itself where they are equal."""
+    """The batch of `whole` with the columns and bags of `own` only; itself where they are equal.
+
+    A field that has another's ids (`IdField.of`) gets its column, each key mixed with its salt.
+    """
     if whole == own:
         return batch
-    ids = {f.name for f in own.ids}
+    places = {f.name: i for i, f in enumerate(whole.ids)}
+    ids_BF = batch.ids_BF[:, [places[f.of or f.name] for f in own.ids]].contiguous()
+    salts = [f.salt if f.of else 0 for f in own.ids]
+    if any(salts):
+        ids_BF ^= torch.tensor(salts)
     bags = {b.name for b in own.bags}
     return replace(
         batch,
-        ids_BF=batch.ids_BF[:, [i for i, f in enumerate(whole.ids) if f.name in ids]].contiguous(),
+        ids_BF=ids_BF,
         bags_BL=tuple(x for b, x in zip(whole.bags, batch.bags_BL, strict=True) if b.name in bags),
     )
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from learners.feature_spec import Bag, FeatureSpec, IdField
-from learners.modules.catalog import ModulesConfig, build_modules, modules_on
+from learners.modules.catalog import ModulesConfig, build_modules, module_spec
 from learners.net_inputs import NetInputs, RankerNet
 from learners.net_learner import NetLearner, StepConfig
 from learners.rankers.cross_mlp import CrossMlp
@@ -138,7 +138,7 @@ class IdContent(NetLearner):
     """The ranker `id_content`; weights start as a function of the configured seed alone."""
 
     def __init__(self, spec: FeatureSpec, config: IdContentConfig) -> None:
-        own = spec.read_by(modules_on(config))
+        own = module_spec(spec, config)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             net = IdContentNet(own, config)
