@@ -236,7 +236,12 @@ class EmbeddingTable:
         train = self.ids.train_arrays(rows) | {
             "accumulator": self.accumulator_R.index_select(0, at).cpu().numpy()
         }
-        meta = {"high": self.ids.high, "dim": self.dim, "fields": [f.name for f in self.fields]}
+        meta = {
+            "high": self.ids.high,
+            "dim": self.dim,
+            "fields": [f.name for f in self.fields],
+            "owned": [f.name for f in self.fields if f.reader or f.of],
+        }
         delta = mark is not None
         name = f"ids.{self.dim}"
         return [

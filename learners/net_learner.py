@@ -21,6 +21,7 @@ from learners.batch import MiniBatch
 from learners.dense_optim import AdamConfig, FlatAdam
 from learners.embedding_table import EmbeddingTable, Lookup, TableConfig
 from learners.feature_spec import FeatureSpec
+from learners.growth import Change, change_of, grown_dense, grown_table
 from learners.learner import StepReport
 from learners.moments import Moments
 from learners.net_inputs import NetInputs, RankerNet
@@ -106,6 +107,11 @@ class NetLearner:
         self.reports_logits = True
         """False saves a forward pass where nobody reads a step's logits, because predictions are
         made at the impression: a report then tells those of the weights that are not averaged."""
+
+        self.grows = False
+        """Whether a snapshot with other modules is taken: new ones begin, gone ones are dropped."""
+        self.change = Change()
+        """What was begun and dropped when state was taken."""
 
     def predict_many(self, batch: MiniBatch) -> Tensor:
         """Logits, float32 [B]; changes nothing."""
@@ -248,7 +254,11 @@ class NetLearner:
                 name="dense.train",
                 part_class="train",
                 arrays=arrays(live=a.w, m=a.m, v=a.v, t=a.t, skipped=self._skipped),
-                meta={"clock_ms": self.clock_ms, "rows_learned": self.rows_learned},
+                meta={
+                    "clock_ms": self.clock_ms,
+                    "rows_learned": self.rows_learned,
+                    "born": [list(run) for run in a.born],
+                },
             )
         )
         for _, module in self.net.modules_on:
@@ -262,12 +272,14 @@ class NetLearner:
 
     def apply(self, parts: Mapping[str, Part]) -> None:
         """Take full or delta parts; without `train` parts this ranker can only score."""
+        if self.grows:
+            parts = self._grown(parts)
         dense = parts["dense"]
         if list(dense.meta["layout"]) != self._layout():
             differs = set(dense.meta["layout"]) ^ set(self._layout())
             raise ValueError(
                 f"part 'dense': another net or other inputs ({', '.join(sorted(differs)[:8])}); "
-                "use the configuration of the snapshot"
+                "use the configuration of the snapshot, or ranker.grow where only modules differ"
             )
         tables = [table.apply(parts) for table in self.tables]
         m, a = self.moments, self.adam
@@ -295,6 +307,30 @@ class NetLearner:
             tensor.copy_(torch.from_numpy(train.array(name).copy()))
         self.clock_ms = int(train.meta["clock_ms"])
         self.rows_learned = int(train.meta["rows_learned"])
+        a.born = [(int(start), int(before)) for start, before in train.meta.get("born", [(0, 0)])]
+
+    def _grown(self, parts: Mapping[str, Part]) -> Mapping[str, Part]:
+        """The parts as this ranker would have written them; see `learners/growth`."""
+        out = dict(parts)
+        dense, train = parts["dense"], parts.get("dense.train")
+        self.change = change_of(dense.meta["layout"], self._layout())
+        fresh = self.adam.w.detach().cpu().numpy()
+        both = grown_dense(dense, train, self._layout(), fresh)
+        out |= {part.name: part for part in both if part is not None}
+        for table in self.tables:
+            own = {part.name: part for part in table.parts(None)}
+            serve, _ = own.values()
+            if serve.name not in parts:
+                if set(serve.meta["fields"]) == set(serve.meta["owned"]):
+                    out |= own
+                continue
+            rows = table.weight_RD[: len(table.fields)].cpu().numpy()
+            moved = grown_table(
+                parts[serve.name], parts.get(f"{serve.name}.train"),
+                serve.meta["fields"], serve.meta["owned"], rows,
+            )  # fmt: skip
+            out |= {part.name: part for part in moved if part is not None}
+        return out
 
     def counts(self) -> Mapping[str, int]:
         """Steps, rows and table use; reads the device, so not for every step."""

@@ -22,6 +22,8 @@ from infra.snapshot_format import Damage, SnapshotRef
 from infra.snapshot_store import SnapshotStore
 from infra.snapshot_writer import SnapshotWriter
 from infra.state import Meta
+from learners.modules.catalog import BUILDERS
+from learners.net_learner import NetLearner
 from stream import kernels as k
 from stream.composition import Composition
 from stream.config import Config
@@ -30,9 +32,10 @@ from stream.records import TopicPartition
 
 VECTORS = "vectors"
 # What may differ between a snapshot and the run that continues it: nothing that state depends on.
-_FREE = ("snapshot.", "stream.max_slice_events", "stream.buffered_max", "stream.idle_ms",
-         "items.cache_rows", "items.pending_bytes_max", "topics.", "kafka.", "worker.",
-         "telemetry.")  # fmt: skip
+_FREE: tuple[str, ...] = (
+    "snapshot.", "stream.max_slice_events", "stream.buffered_max", "stream.idle_ms", "ranker.grow",
+    "items.cache_rows", "items.pending_bytes_max", "topics.", "kafka.", "worker.", "telemetry.",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,9 +59,25 @@ def machine() -> dict[str, Any]:
 
 
 def misfits(saved: Mapping[str, Any], config: Config) -> list[str]:
-    """How the configuration of a snapshot differs from `config` in what state depends on."""
+    """How the configuration of a snapshot differs from `config` in what state depends on.
+
+    Where the ranker may grow, its modules are free: the ranker itself refuses what does not fit.
+    """
     lines = loader.differences(saved, loader.to_dict(config))
-    return [line for line in lines if not line.lstrip().startswith(_FREE)]
+    free = _FREE
+    if config.ranker.grow:
+        free += tuple(f"ranker.options.{module}." for module in BUILDERS)
+    return [line for line in lines if not line.lstrip().startswith(free)]
+
+
+def _growth(learner: object) -> list[str]:
+    """What a ranker that was restored has begun and dropped, for a person."""
+    if not isinstance(learner, NetLearner):
+        return []
+    change = learner.change
+    return [f"module '{name}' begins afresh" for name in change.begun] + [
+        f"module '{name}' of the snapshot is dropped" for name in change.dropped
+    ]
 
 
 class Checkpointer:
@@ -111,6 +130,7 @@ class Checkpointer:
                 composition.pipeline.apply(parts)
             except (KeyError, TypeError, ValueError) as error:
                 raise InputError(f"snapshot {found.ref} does not fit: {error}") from error
+            notes += _growth(composition.pipeline.learner)
             if VECTORS not in self.store.manifest(found.ref).linked:
                 composition.pipeline.items.read_again()
             here = machine()

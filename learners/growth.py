@@ -1,0 +1,219 @@
+"""A snapshot of a ranker to the form that the same ranker with other modules takes. Pure.
+
+What both have stays bit for bit; a module that is new keeps its starting weights, with moments of
+zero and an age of its own; one that is gone is dropped. Another base net is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infra.state import Part
+from learners.id_kernels import FREE, HIGH, SWEEP
+
+F32 = NDArray[np.float32]
+I64 = NDArray[np.int64]
+
+MODULES = "methods."
+"""Names of modules' parameters begin so."""
+_PARAMETER = re.compile(r"(.+)\[([\d, ]*)\]")
+
+
+class Run(NamedTuple):
+    """The place of a parameter among all, as it lies in the flat arrays."""
+
+    start: int
+    size: int
+    shape: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """What a restored ranker has that its snapshot had not, and the other way round: modules."""
+
+    begun: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
+
+
+def runs_of(layout: Sequence[str]) -> dict[str, Run]:
+    """Parameters of a layout by name, in order; other entries have no brackets."""
+    found: dict[str, Run] = {}
+    at = 0
+    for entry in layout:
+        if match := _PARAMETER.fullmatch(entry):
+            size = int(np.prod([int(n) for n in match[2].split(",") if n.strip()]))
+            found[match[1]] = Run(at, size, match[2])
+            at += size
+    return found
+
+
+def module_of(parameter: str) -> str:
+    """The module that a parameter belongs to; empty for the base net."""
+    return parameter.split(".")[1] if parameter.startswith(MODULES) else ""
+
+
+def change_of(was: Sequence[str], now: Sequence[str]) -> Change:
+    """Which modules are begun and dropped; raises ValueError where more than modules differs."""
+
+    def split(layout: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
+        base: list[str] = []
+        modules: dict[str, list[str]] = {}
+        for entry in layout:
+            name = module_of(entry)
+            (modules.setdefault(name, []) if name else base).append(entry)
+        return base, modules
+
+    (base_was, were), (base_now, are) = split(was), split(now)
+    other = [*(set(base_was) ^ set(base_now))]
+    other += [e for name in were.keys() & are.keys() for e in set(were[name]) ^ set(are[name])]
+    if other or base_was != base_now:
+        raise ValueError(
+            f"part 'dense': another net or other inputs ({', '.join(sorted(other)[:8])}); only "
+            "whole modules can be begun or dropped, so use the configuration of the snapshot for "
+            "all else"
+        )
+    return Change(
+        begun=tuple(name for name in are if name not in were),
+        dropped=tuple(name for name in were if name not in are),
+    )
+
+
+def grown_dense(
+    dense: Part, train: Part | None, now: Sequence[str], fresh: F32
+) -> tuple[Part, Part | None]:
+    """The dense parts in the layout `now`; `fresh`: all weights as they start.
+
+    Raises ValueError as `change_of` does.
+    """
+    was = dense.meta["layout"]
+    change_of(was, now)
+    before, after = runs_of(was), runs_of(now)
+
+    def moved(array: NDArray[Any], start: NDArray[Any]) -> NDArray[Any]:
+        out = start.astype(array.dtype)
+        for name, run in after.items():
+            if name in before:
+                old = before[name].start
+                out[run.start : run.start + run.size] = array[old : old + run.size]
+        return out
+
+    weights = {"weights": moved(dense.arrays["weights"], fresh)}
+    new = replace(
+        dense, arrays={**dense.arrays, **weights}, meta={**dense.meta, "layout": list(now)}
+    )
+    if train is None:
+        return new, None
+    zeros = np.zeros(len(fresh), np.float32)
+    moments = {name: moved(train.arrays[name], zeros) for name in ("m", "v")}
+    moments["live"] = moved(train.arrays["live"], fresh)
+    born = _born(train, before, after)
+    return new, replace(
+        train, arrays={**train.arrays, **moments}, meta={**train.meta, "born": born}
+    )
+
+
+def _born(train: Part, before: Mapping[str, Run], after: Mapping[str, Run]) -> list[list[int]]:
+    """Runs of parameters of one age: kept ones have theirs, new ones begin at the step of now."""
+    saved = train.meta.get("born", [[0, 0]])
+    now = int(train.arrays["t"])
+
+    def age(name: str) -> int:
+        if name not in before:
+            return now
+        return int(next(b for start, b in reversed(saved) if start <= before[name].start))
+
+    born: list[list[int]] = []
+    for name, run in after.items():
+        if not born or born[-1][1] != age(name):
+            born.append([run.start, age(name)])
+    return born
+
+
+def grown_table(
+    serve: Part, train: Part | None, fields: Sequence[str], owned: Sequence[str], shared_FD: F32
+) -> tuple[Part, Part | None]:
+    """The parts of an id table whose fields are `fields`: rows move, those of gone fields are free.
+
+    `owned`: fields of modules, which alone may come; `shared_FD` the fields' shared rows as they
+    start. Raises ValueError where another field is new or gone.
+    """
+    was = list(serve.meta["fields"])
+    if was == list(fields):
+        return serve, train
+    come = [f for f in fields if f not in was and f not in owned]
+    gone = [f for f in was if f not in fields and f not in serve.meta.get("owned", [])]
+    kept = [f for f in was if f in fields]
+    if come or gone or kept != [f for f in fields if f in was]:
+        raise ValueError(
+            f"part '{serve.name}': fields {was}, but the configuration has {list(fields)}; only "
+            "fields of modules can be begun or dropped"
+        )
+    to_field = np.array([fields.index(f) if f in fields else -1 for f in was], np.int64)
+    to_row = _row_map(to_field, len(fields))
+    new = [i for i, f in enumerate(fields) if f not in was and not serve.delta]
+    return _grown_serve(serve, fields, to_field, to_row, new, shared_FD), (
+        None if train is None else _grown_train(train, serve, to_field, to_row, new, len(fields))
+    )
+
+
+def _row_map(to_field: I64, count: int) -> Callable[[NDArray[Any]], I64]:
+    """Old rows to new ones; -1 for the shared rows of gone fields."""
+    old = len(to_field)
+
+    def to_row(rows: NDArray[Any]) -> I64:
+        rows = rows.astype(np.int64)
+        shared = rows < old
+        moved: I64 = np.where(shared, to_field[np.where(shared, rows, 0)], rows + count - old)
+        return moved
+
+    return to_row
+
+
+def _grown_serve(
+    serve: Part, fields: Sequence[str], to_field: I64, to_row: Callable[[NDArray[Any]], I64],
+    new: Sequence[int], shared_FD: F32,
+) -> Part:  # fmt: skip
+    a = serve.arrays
+    rows = to_row(a["rows"])
+    stay = rows >= 0
+    field = to_field[a["fields"].astype(np.int64)]
+    keys = np.where(field < 0, 0, a["keys"])  # freed
+    joined = {
+        "rows": [rows[stay], np.array(new, np.int64)],
+        "keys": [keys[stay], np.zeros(len(new), np.int64)],
+        "fields": [np.maximum(field, 0)[stay], np.array(new, np.int64)],
+        "weights": [a["weights"][stay], shared_FD[new]],
+    }
+    arrays = {n: np.concatenate(parts).astype(a[n].dtype) for n, parts in joined.items()}
+    high = int(serve.meta["high"]) + len(fields) - len(to_field)
+    return replace(serve, arrays=arrays, meta={**serve.meta, "high": high, "fields": list(fields)})
+
+
+def _grown_train(
+    train: Part, serve: Part, to_field: I64, to_row: Callable[[NDArray[Any]], I64],
+    new: Sequence[int], count: int,
+) -> Part:  # fmt: skip
+    a = train.arrays
+    rows = to_row(a["rows"])
+    stay = rows >= 0
+    begun = len(new)
+    arrays = dict(a)
+    for name in ("last_s", "touched", "accumulator"):
+        more = np.zeros(begun, a[name].dtype)
+        arrays[name] = np.concatenate([a[name][stay], more])
+    arrays["rows"] = np.concatenate([rows[stay], np.array(new, np.int64)])
+    s = serve.arrays
+    ids = s["rows"] > len(to_field)  # neither shared nor padding
+    freed = s["rows"][ids & (to_field[s["fields"].astype(np.int64)] < 0) & (s["keys"] != 0)]
+    arrays["free"] = np.concatenate([to_row(a["free"]), to_row(freed)]).astype(a["free"].dtype)
+    counts = a["counts"].copy()
+    counts[HIGH] += count - len(to_field)
+    counts[SWEEP] += (count - len(to_field)) * (counts[SWEEP] > 0)
+    counts[FREE] += len(freed)
+    return replace(train, arrays=arrays | {"counts": counts})
