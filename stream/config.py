@@ -14,7 +14,7 @@ from embeddings.encoders.attributes import AttributeEncoderConfig
 from infra.telemetry import TelemetryConfig
 from learners.feature_spec import ContentBlock
 from stream.counters import CounterConfig
-from stream.kafka.settings import KafkaConfig, TopicsConfig, WorkerConfig
+from stream.kafka.settings import EmbedConfig, KafkaConfig, TopicsConfig, WorkerConfig
 from stream.label_policy import LabelConfig
 from stream.user_state import HistoryConfig
 
@@ -220,6 +220,7 @@ class Config:
     topics: TopicsConfig = field(default_factory=TopicsConfig)
     kafka: KafkaConfig = field(default_factory=KafkaConfig)
     worker: WorkerConfig = field(default_factory=WorkerConfig)
+    embed: EmbedConfig = field(default_factory=EmbedConfig)
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
     items: ItemsConfig = field(default_factory=ItemsConfig)
     ranker: RankerConfig = field(default_factory=RankerConfig)

@@ -140,6 +140,28 @@ CACHE_LOOKUPS = _row(
 CACHE_MISSES = _row(
     "ranker.state.cache.misses", "counter", "{lookup}", "Item vectors that were not in the cache."
 )
+EMBED_ITEMS = _row(
+    "ranker.embed.items", "counter", "{item}", "Item events by what became of them.", OUTCOME
+)
+EMBED_REFUSED = _row(
+    "ranker.embed.refused", "counter", "{picture}",
+    "Pictures, and vectors of senders, that could not be used.", ERROR_TYPE,
+)  # fmt: skip
+EMBED_LATENCY = _row(
+    "ranker.embed.item_to_vector.duration", "histogram", "s",
+    "From the sending of an item event to its vector on the broker.", buckets=_FRESHNESS_S,
+)  # fmt: skip
+EMBED_BATCH = _row(
+    "ranker.embed.batch.duration", "histogram", "s", "Time of the encoders for one batch.",
+    buckets=_CALLS_S,
+)  # fmt: skip
+EMBED_BATCH_ITEMS = _row(
+    "ranker.embed.batch.items", "histogram", "{item}", "Items of one batch.",
+    buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256), use="query",
+)  # fmt: skip
+EMBED_WAITING = _row(
+    "ranker.embed.waiting", "gauge", "{item}", "Items fetched and not encoded yet."
+)
 LOG_LOSS = _row("ranker.quality.log_loss", "gauge", "{score}", "Log loss, nats.", WINDOW)
 NORMALIZED_ENTROPY = _row(
     "ranker.quality.normalized_entropy", "gauge", "{score}",
@@ -157,6 +179,7 @@ TABLE_OF_METRICS: tuple[Row, ...] = (
     CONSUMED, PROCESS, EVENTS, REJECTED, LAG, POSITION, SETTLE_TO_UPDATE, WATERMARK, IDLE_ADVANCES,
     SNAPSHOT_DONE, SNAPSHOT, RECOVERY, IMPRESSIONS, CLICKS, OPEN, DUPLICATES, EXAMPLES, NONFINITE,
     STEP, ROWS, ADMISSIONS, EVICTIONS, ITEM_UPDATES, ITEMS_WAITING, CACHE_LOOKUPS, CACHE_MISSES,
+    EMBED_ITEMS, EMBED_REFUSED, EMBED_LATENCY, EMBED_BATCH, EMBED_BATCH_ITEMS, EMBED_WAITING,
     LOG_LOSS, NORMALIZED_ENTROPY, AUC, CALIBRATION, POSITIVE_RATE,
 )  # fmt: skip
 """Every metric there is."""

@@ -1,7 +1,7 @@
 """The embedder process: items in, item vectors out, in a consumer group of its own.
 
-Encodes nothing itself (`embeddings.embedder` does). What it writes is a function of the item alone,
-so that reading items twice does no harm: offsets are committed after the vectors have arrived.
+Fetching, encoding and sending go on side by side, with bounded queues between them. Encodes nothing
+itself (`embeddings.embedder` does). Offsets are committed after the vectors have arrived.
 """
 
 from __future__ import annotations
@@ -10,71 +10,119 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import Mapping, Sequence
+import tempfile
+import time
+from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+import xxhash
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener
 from aiokafka import TopicPartition as KafkaPartition
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 
 from embeddings.embedder import Embedder
-from infra.errors import FaultError
-from stream.codec_items import ItemEvent, decode_items
-from stream.codec_write import encode_key
+from embeddings.row_memory import Place
+from infra.errors import FaultError, InputError
+from infra.telemetry import NO_TELEMETRY, Telemetry
+from stream.codec_items import ItemEvent
 from stream.columns import Rejected
 from stream.item_intake import content_of
-from stream.kafka.dead_letters import encode_dead_letter
+from stream.kafka.embed_counts import EmbedCounts, EmbedProbe
+from stream.kafka.embed_memory import MemoryReader, TopicMemory
+from stream.kafka.embed_queue import Entry, ItemQueue, entries_of
+from stream.kafka.embed_send import Encoded, Sender
+from stream.kafka.embed_sources import EmbedSources
 from stream.kafka.record_batch import record_batch
 from stream.kafka.settings import ShellConfig
-from stream.records import RecordBatch, TopicPartition
+from stream.records import TopicPartition
 from stream.sequencer import DeadLetter, dead_letter
 
 log = logging.getLogger(__name__)
 
-_POLL_MS = 500
-_RECORDS_MAX = 2_000
-_COMMIT_S = 10.0
-
-
-@dataclass(slots=True, kw_only=True)
-class EmbedCounts:
-    """What one run of the embedder did."""
-
-    items: int = 0
-    vectors: int = 0
-    unchanged: int = 0
-    rejected: int = 0
+_POLL_MS: Final = 500
+_RECORDS_MAX: Final = 500
+_COMMIT_S: Final = 10.0
+_COMMIT_EVERY_S: Final = 0.2
+_UNREAD_MAX: Final = 20_000
+"""Rows that were sent and not read back, beyond which encoding waits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Output:
-    """Records to send for one batch of items: (key, value), by partition."""
+class EmbedOptions:
+    """When to end, and from where to read.
 
-    vectors: list[tuple[bytes, bytes]]
-    letters: list[DeadLetter]
-    items: int
-    unchanged: int
+    `until_end`: end when all items are embedded that are there. `backfill`: all items from the
+    beginning on, whatever was committed, to the end as of the start. `told` is told records done,
+    records in all, and items done.
+    """
+
+    until_end: bool = False
+    backfill: bool = False
+    told: Callable[[int, int, int], None] = lambda _done, _total, _items: None
+    telemetry: Telemetry = NO_TELEMETRY
 
 
 class EmbedWorker:
     """Follows the items topic until told to stop, or until its end."""
 
-    def __init__(self, config: ShellConfig, embedder: Embedder, *, same_partitions: bool) -> None:
-        """`same_partitions`: items and item-vectors have equally many, so records keep theirs."""
-        self._config, self._embedder, self._same = config, embedder, same_partitions
+    def __init__(
+        self, config: ShellConfig, embedder: Embedder, sources: EmbedSources, options: EmbedOptions
+    ) -> None:
+        self._config, self._embedder = config, embedder
+        self._sources, self._options = sources, options
         self.counts = EmbedCounts()
+        self._probe = EmbedProbe(options.telemetry)
         self._stop = asyncio.Event()
+        self._queue = ItemQueue(
+            items_max=config.embed.queue_items_max, bytes_max=config.embed.queue_bytes_max
+        )
+        self._thread = ThreadPoolExecutor(1, "encode")
+        self._logs = [
+            xxhash.xxh3_64_intdigest(f"{sources.items_id}/{p} {embedder.form}".encode()) >> 1
+            for p in range(sources.items_partitions)
+        ]
+        self._taken = 0  # entries that were taken from the queue and are not done
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._joined = asyncio.Event()
+        self._done_to: dict[KafkaPartition, int] = {}
+        self._to_commit = asyncio.Event()
+        self._starts: dict[KafkaPartition, int] = {}
+        self._ends: dict[KafkaPartition, int] = {}
 
     def stop(self) -> None:
         """Ask for a graceful end."""
         self._stop.set()
 
-    async def run(self, *, until_end: bool) -> EmbedCounts:
-        """Embed until `stop`, or until the end of the topic; raises FaultError."""
+    async def run(self) -> EmbedCounts:
+        """Embed until `stop`, or as the options say; raises FaultError, InputError."""
+        async with contextlib.AsyncExitStack() as stack:
+            stack.callback(self._thread.shutdown, wait=False, cancel_futures=True)
+            folder = self._config.embed.state or stack.enter_context(
+                tempfile.TemporaryDirectory(prefix="millrace-embed-")
+            )
+            topic = self._config.topics.item_vectors
+            memory = TopicMemory(Path(folder) / "rows", topic, self._sources.vectors_id)
+            stack.callback(memory.close)
+            self._embedder.remember_in(memory)
+            try:
+                await self._connect(stack, memory)
+                await self._follow()
+            except (KafkaError, ExceptionGroup) as failed:
+                error = _first(failed)
+                if isinstance(error, KafkaError):
+                    raise FaultError(f"broker {self._config.kafka.broker}: {error}") from error
+                raise error from None
+        return self.counts
+
+    async def _connect(self, stack: contextlib.AsyncExitStack, memory: TopicMemory) -> None:
         kafka, topics = self._config.kafka, self._config.topics
-        consumer = AIOKafkaConsumer(
-            topics.items,
+        partitions = self._sources.vectors_partitions
+        self._reader = MemoryReader(kafka, topics.item_vectors, partitions, memory)
+        self._consumer = AIOKafkaConsumer(
             bootstrap_servers=kafka.servers,
             client_id="millrace-embed",
             group_id=f"{kafka.group}-embedder",
@@ -83,7 +131,7 @@ class EmbedWorker:
             session_timeout_ms=int(kafka.session_timeout_s * 1000),
             fetch_max_wait_ms=100,
         )
-        producer = AIOKafkaProducer(
+        self._producer = AIOKafkaProducer(
             bootstrap_servers=kafka.servers,
             client_id="millrace-embed",
             acks="all",
@@ -91,113 +139,219 @@ class EmbedWorker:
             compression_type="lz4",
             max_request_size=topics.record_bytes_max + 65_536,
         )
-        async with contextlib.AsyncExitStack() as stack:
-            try:
-                for client in (consumer, producer):
-                    await client.start()
-                    stack.push_async_callback(client.stop)
-                await self._follow(consumer, producer, until_end=until_end)
-            except KafkaError as error:
-                raise FaultError(f"broker {kafka.broker}: {error}") from error
-        return self.counts
+        self._sender = Sender(
+            self._producer, self._config, memory, done=self._done,
+            same_partitions=self._sources.items_partitions == partitions,
+        )  # fmt: skip
+        clients: tuple[Any, ...] = (self._reader, self._consumer, self._producer)
+        for client in clients:
+            stack.push_async_callback(client.stop)
+            await client.start()
+        self._consumer.subscribe([topics.items], listener=_Listener(self))
 
-    async def _follow(
-        self, consumer: AIOKafkaConsumer, producer: AIOKafkaProducer, *, until_end: bool
-    ) -> None:
+    # Fetching
+
+    async def _follow(self) -> None:
+        """Run all parts until the end; what is encoded by then is sent and committed."""
+        async with asyncio.TaskGroup() as group:
+            parts = [
+                group.create_task(part)
+                for part in (self._reader.run(), self._sender.run(), self._commits())
+            ]
+            encoding = group.create_task(self._encode())
+            await self._fetch()
+            if self._stop.is_set():
+                await self._queue.clear()
+            await self._queue.close()
+            await encoding
+            await self._sender.settled()
+            for part in parts:
+                part.cancel()
+        if self._options.backfill and not self._stop.is_set():
+            self._done_to = dict(self._ends)
+        if not self._options.backfill or not self._stop.is_set():
+            await self._commit()
+
+    async def _fetch(self) -> None:
+        """Fill the queue until the end, pausing while it is full."""
         stopped = asyncio.create_task(self._stop.wait())
         try:
             while not self._stop.is_set():
+                room = asyncio.create_task(self._queue.room())
+                await asyncio.wait({room, stopped}, return_when=asyncio.FIRST_COMPLETED)
+                if not room.done():
+                    room.cancel()
+                    return
                 poll = asyncio.create_task(
-                    consumer.getmany(timeout_ms=_POLL_MS, max_records=_RECORDS_MAX)
+                    self._consumer.getmany(timeout_ms=_POLL_MS, max_records=_RECORDS_MAX)
                 )
                 await asyncio.wait({poll, stopped}, return_when=asyncio.FIRST_COMPLETED)
                 fetched = await poll
+                if self._joined.is_set():
+                    self._joined.clear()
+                    await self._begin()
+                    if self._options.backfill:
+                        continue  # what was fetched is not from the beginning
                 for tp, records in sorted(fetched.items()):
-                    await self._embed(producer, tp, records)
-                if fetched:
-                    await self._commit(consumer, fetched)
-                elif until_end and await _at_end(consumer):
+                    if tp in self._consumer.assignment():
+                        await self._queue.put(
+                            entries_of(record_batch(TopicPartition(*tp), records))
+                        )
+                if not fetched and await self._at_end():
                     return
         finally:
             stopped.cancel()
 
-    async def _embed(
-        self, producer: AIOKafkaProducer, tp: KafkaPartition, records: Sequence[Any]
-    ) -> None:
-        """Vectors of these records are with the broker when this returns."""
-        batch = record_batch(TopicPartition(*tp), records)
-        output = await asyncio.to_thread(self._output, batch)
-        topics, limit = self._config.topics, self._config.worker.dead_letter_value_bytes_max
-        partition = tp.partition if self._same else None
-        futures = [
-            await producer.send(topics.item_vectors, key=key, value=value, partition=partition)
-            for key, value in output.vectors
-        ]
-        for letter in output.letters:
-            key, value = encode_dead_letter(letter, limit)
-            futures.append(await producer.send(topics.dead_letters, key=key, value=value))
-        if futures:
-            await asyncio.gather(*futures)
-        self.counts.items += output.items
-        self.counts.vectors += len(output.vectors)
-        self.counts.unchanged += output.unchanged
-        self.counts.rejected += len(output.letters)
-
-    def _output(self, batch: RecordBatch) -> _Output:
-        events: list[ItemEvent] = []
-        letters: list[DeadLetter] = []
-        for found in decode_items(batch):
-            if isinstance(found, Rejected):
-                letters.append(dead_letter(batch, found))
-            else:
-                events.append(found)
-        embedded = self._embedder.embed([content_of(event) for event in events])
-        for index, bad in embedded.rejected:
-            event = events[index]
-            refused = Rejected(
-                record=event.record,
-                index=event.index,
-                reason=bad.reason,  # type: ignore[arg-type]  # a word of the wire, from below
-                detail=bad.detail,
+    async def _begin(self) -> None:
+        """Partitions were assigned: know first what their former owner has written."""
+        await self._reader.caught_up()
+        assigned = self._consumer.assignment()
+        if not self._options.backfill:
+            return
+        if len(assigned) < self._sources.items_partitions:
+            raise InputError(
+                f"--backfill: got {len(assigned)} of {self._sources.items_partitions} partitions "
+                f"of '{self._config.topics.items}': another embedder of group "
+                f"'{self._config.kafka.group}' runs; stop it for so long"
             )
-            letters.append(dead_letter(batch, refused))
-        return _Output(
-            vectors=[(encode_key(row.item_id), row.value) for row in embedded.rows],
-            letters=letters,
-            items=len(events),
-            unchanged=embedded.unchanged,
-        )
+        self._starts = await self._consumer.beginning_offsets(list(assigned))
+        self._ends = self._ends or await self._consumer.end_offsets(list(assigned))
+        await self._consumer.seek_to_beginning(*assigned)
 
-    async def _commit(
-        self, consumer: AIOKafkaConsumer, fetched: Mapping[KafkaPartition, Sequence[Any]]
-    ) -> None:
-        offsets = {tp: records[-1].offset + 1 for tp, records in fetched.items()}
+    async def _at_end(self) -> bool:
+        """Whether all is done that was asked for."""
+        if not (self._options.until_end or self._options.backfill):
+            return False
+        assigned = self._consumer.assignment()
+        if not assigned or len(self._queue) or not self._idle.is_set():
+            return False
+        ends = self._ends or await self._consumer.end_offsets(list(assigned))
+        for tp in assigned:
+            # The embedded broker's end is that of its last batch's first record.
+            high = 0 if self._options.backfill else self._consumer.highwater(tp) or 0
+            if await self._consumer.position(tp) < max(ends[tp], high):
+                return False
+        return True
+
+    async def give_up(self, revoked: Collection[KafkaPartition]) -> None:
+        """Partitions go to another member: it gets all that is encoded, and committed."""
+        await self._queue.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._config.kafka.rebalance_timeout_s / 2):
+                await self._idle.wait()
+        if revoked and not self._options.backfill:
+            await self._commit()
+        self._done_to.clear()
+
+    def joined(self) -> None:
+        """Partitions were assigned."""
+        self._joined.set()
+
+    # Encoding
+
+    async def _encode(self) -> None:
+        """Encode what is there, again and again, until the queue is closed."""
+        loop = asyncio.get_running_loop()
+        while entries := await self._queue.take(self._config.embed.batch_items):
+            self._taken += len(entries)
+            self._idle.clear()
+            await self._reader.until(lambda memory: memory.under_way < _UNREAD_MAX)
+            batch = await loop.run_in_executor(self._thread, self._encoded, entries)
+            self._probe.encoded(len(entries), batch.seconds)
+            await self._sender.send(batch)
+
+    def _encoded(self, entries: list[Entry]) -> Encoded:
+        began = time.perf_counter()
+        good = [(e, e.found) for e in entries if isinstance(e.found, ItemEvent)]
+        letters = [e.found for e in entries if isinstance(e.found, DeadLetter)]
+        places = [Place(self._logs[e.tp.partition], e.offset, e.event) for e, _ in good]
+        embedded = self._embedder.embed([content_of(event) for _, event in good], places)
+        for index, bad in embedded.rejected:
+            entry, event = good[index]
+            refused = Rejected(
+                record=event.record, index=event.index, detail=bad.detail,
+                reason=bad.reason,  # type: ignore[arg-type]  # a word of the wire, from below
+            )  # fmt: skip
+            letters.append(dead_letter(entry.batch, refused))
+        counts = EmbedCounts(
+            items=len(good), vectors=len(embedded.rows), unchanged=embedded.unchanged,
+            done=embedded.done, rejected=len(letters), refused=self._embedder.refusals(),
+        )  # fmt: skip
+        for row in embedded.rows:
+            setattr(counts, row.made, getattr(counts, row.made) + 1)
+        return Encoded(
+            entries=entries, rows=[(good[row.index][0], row) for row in embedded.rows],
+            letters=letters, counts=counts, seconds=time.perf_counter() - began,
+        )  # fmt: skip
+
+    # What the broker has
+
+    async def _done(self, batch: Encoded) -> None:
+        self.counts.add(batch.counts)
+        for entry in batch.entries:
+            if entry.is_last:
+                self._done_to[KafkaPartition(*entry.tp)] = entry.offset + 1
+        self._taken -= len(batch.entries)
+        if not self._taken:
+            self._idle.set()
+        self._to_commit.set()
+        self._probe.written([entry.timestamp_ms for entry, _ in batch.rows])
+        self._probe.totals(self.counts, len(self._queue))
+        if self._options.backfill:
+            total = sum(self._ends[tp] - self._starts[tp] for tp in self._ends)
+            done = sum(min(to, self._ends.get(tp, 0)) - self._starts.get(tp, 0)
+                       for tp, to in self._done_to.items())  # fmt: skip
+            self._options.told(min(done, total), total, self.counts.items)
+
+    async def _commits(self) -> None:
+        """Commit what is done, now and then, until cancelled."""
+        while True:
+            await self._to_commit.wait()
+            self._to_commit.clear()
+            if not self._options.backfill:
+                await self._commit()
+            await asyncio.sleep(_COMMIT_EVERY_S)
+
+    async def _commit(self) -> None:
+        mine = self._consumer.assignment()
+        offsets = {tp: offset for tp, offset in self._done_to.items() if tp in mine}
+        if not offsets:
+            return
         try:
             async with asyncio.timeout(_COMMIT_S):
-                await consumer.commit(offsets)
+                await self._consumer.commit(offsets)
         except (CommitFailedError, IllegalStateError, TimeoutError) as error:
-            # Another member has them now, or the broker is away: they are embedded again.
+            # Another member has them now, or the broker is away: they are looked at again.
             log.warning("offsets of items were not committed: %s", error or "no answer")
 
 
-async def _at_end(consumer: AIOKafkaConsumer) -> bool:
-    assigned = consumer.assignment()
-    if not assigned:
-        return False
-    ends = await consumer.end_offsets(list(assigned))
-    for tp in assigned:
-        # The embedded broker's end is that of its last batch's first record.
-        if await consumer.position(tp) < max(ends[tp], consumer.highwater(tp) or 0):
-            return False
-    return True
+class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # the library has no types
+    def __init__(self, worker: EmbedWorker) -> None:
+        self._worker = worker
+
+    async def on_partitions_revoked(self, revoked: Collection[KafkaPartition]) -> None:
+        """Before the group divides the partitions anew."""
+        await self._worker.give_up(revoked)
+
+    def on_partitions_assigned(self, assigned: Collection[KafkaPartition]) -> None:
+        """After it did."""
+        if assigned:
+            self._worker.joined()
+
+
+def _first(error: Exception) -> Exception:
+    """The first error of a group of errors."""
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 async def run_embedder(
-    config: ShellConfig, embedder: Embedder, *, same_partitions: bool, until_end: bool
+    config: ShellConfig, embedder: Embedder, sources: EmbedSources, options: EmbedOptions
 ) -> EmbedCounts:
     """Run until SIGTERM, SIGINT or, if asked, the end of the topic."""
-    worker = EmbedWorker(config, embedder, same_partitions=same_partitions)
+    worker = EmbedWorker(config, embedder, sources, options)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, worker.stop)
-    return await worker.run(until_end=until_end)
+    return await worker.run()

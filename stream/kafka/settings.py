@@ -142,12 +142,38 @@ class WorkerConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedConfig:
+    """The embedder process.
+
+    `batch_items`: encoded at once, at most; it never waits for so many. `queue_items_max`,
+    `queue_bytes_max`: item events fetched and not encoded, beyond which fetching pauses.
+    `threads`: of the encoders, 0 for as many as torch chooses. `state`: where it keeps which
+    contents are encoded, a folder; empty: somewhere temporary, read from the topic at each start.
+    """
+
+    batch_items: int = 32
+    queue_items_max: int = 1_000
+    queue_bytes_max: int = 67_108_864
+    threads: int = 0
+    state: str = ""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where a value cannot work."""
+        for name in ("batch_items", "queue_items_max", "queue_bytes_max"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"embed.{name}: must be 1 or more, got {getattr(self, name)}")
+        if self.threads < 0:
+            raise ValueError(f"embed.threads: must not be negative, got {self.threads}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ShellConfig:
     """The tables of a configuration that tools around Kafka need; other tables are not theirs."""
 
     kafka: KafkaConfig = field(default_factory=KafkaConfig)
     topics: TopicsConfig = field(default_factory=TopicsConfig)
     worker: WorkerConfig = field(default_factory=WorkerConfig)
+    embed: EmbedConfig = field(default_factory=EmbedConfig)
 
 
 def load_shell(

@@ -132,6 +132,22 @@ def _ingest() -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
+def _items() -> list[dict[str, Any]]:
+    return [
+        panel("Item event to vector", "s",
+              *((quantile(q, t.EMBED_LATENCY), f"p{q * 100:g}") for q in (0.5, 0.95, 0.99)),
+              text="From sending an item event to its vector on the broker."),
+        panel("Item events by outcome", "cps", (rate(t.EMBED_ITEMS, t.OUTCOME), _of(t.OUTCOME)),
+              stack=True, text="reused: only attributes changed. done: written before a restart."),
+        panel("Refused pictures and vectors", "cps",
+              (rate(t.EMBED_REFUSED, t.ERROR_TYPE), _of(t.ERROR_TYPE)), stack=True),
+        panel("Time of a batch in the encoders", "s",
+              *((quantile(q, t.EMBED_BATCH), f"p{q * 100:g}") for q in (0.5, 0.99))),
+        panel("Items that wait to be encoded", "short",
+              (f"sum ({series(t.EMBED_WAITING)})", "items")),
+    ]  # fmt: skip
+
+
 def _join() -> list[dict[str, Any]]:
     clicked = rate(t.IMPRESSIONS, t.LABEL, where=(f'{label(t.OUTCOME)}="clicked"',))
     return [
@@ -179,7 +195,8 @@ def _variables() -> list[dict[str, Any]]:
 def board() -> dict[str, Any]:
     """The dashboard as Grafana's JSON."""
     rows = {
-        "Freshness": _freshness(), "Ingest": _ingest(), "Join": _join(), "Quality": _quality()
+        "Freshness": _freshness(), "Ingest": _ingest(), "Items": _items(), "Join": _join(),
+        "Quality": _quality(),
     }  # fmt: skip
     panels: list[dict[str, Any]] = []
     y = 0

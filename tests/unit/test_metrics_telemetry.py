@@ -1,5 +1,6 @@
 import re
 import threading
+import time
 
 import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanProto
@@ -9,6 +10,7 @@ from infra.otel import ENDPOINT_VARIABLE, connect
 from infra.telemetry import NO_TELEMETRY, NoTelemetry, TelemetryConfig
 from stream import metric_table as t
 from stream.config import Config
+from stream.kafka.embed_counts import EmbedCounts, EmbedProbe
 from stream.kafka.engine import engine_maker
 from stream.metrics import PipelineProbe
 from stream.pipeline import PipelineReport, no_span
@@ -66,9 +68,19 @@ def received(tmp_path_factory):
         try:
             PipelineProbe(telemetry).lags({IMPRESSIONS: 7, CLICKS: None})
             learned = run_engine(tmp_path_factory.mktemp("worker"), telemetry)
+            tell_of_an_embedder(telemetry)
         finally:
             telemetry.close()
         yield receiver, learned
+
+
+def tell_of_an_embedder(telemetry):
+    probe, counts = EmbedProbe(telemetry), EmbedCounts()
+    for refused in ({"no_file": 1}, {"no_file": 1, "broken": 2}):
+        counts.add(EmbedCounts(items=3, vectors=2, encoded=1, reused=1, done=1, refused=refused))
+        probe.encoded(3, 0.2)
+        probe.written([0, int(time.time() * 1_000)])
+        probe.totals(counts, 5)
 
 
 def points(metric):
@@ -125,6 +137,20 @@ def test_the_numbers_are_those_of_the_run(received):
     assert sum(by(receiver, t.REJECTED, t.ERROR_TYPE).values()) == 1
     assert by(receiver, t.POSITION, t.DESTINATION)["impressions",] == (T0 + 30_000) / 1_000
     assert by(receiver, t.POSITIVE_RATE, t.WINDOW)["all",] == pytest.approx(4 / 12)
+
+
+def test_the_embedder_tells_what_became_of_items(received):
+    receiver, _ = received
+    items = by(receiver, t.EMBED_ITEMS, t.OUTCOME)
+    assert {outcome: n for (outcome,), n in items.items() if n} == {
+        "encoded": 2, "reused": 2, "done": 2
+    }  # fmt: skip
+    assert by(receiver, t.EMBED_REFUSED, t.ERROR_TYPE) == {("no_file",): 1, ("broken",): 2}
+    assert by(receiver, t.EMBED_WAITING) == {(): 5}
+    (latency,) = points(receiver.metrics()[t.EMBED_LATENCY.name])
+    assert (latency.count, latency.bucket_counts[-1]) == (4, 2)
+    (batch,) = points(receiver.metrics()[t.EMBED_BATCH_ITEMS.name])
+    assert (batch.count, batch.sum) == (2, 6)
 
 
 def test_spans_nest_by_batch_and_carry_their_attributes(received):

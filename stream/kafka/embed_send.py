@@ -1,0 +1,88 @@
+"""The embedder's way out: rows and dead letters to the broker, and what it has of them.
+
+Keeps the order in which it is given batches; so many may be on their way at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from aiokafka import AIOKafkaProducer
+
+from embeddings.embedder import ItemVectorRow
+from stream.codec_write import encode_key
+from stream.kafka.dead_letters import encode_dead_letter
+from stream.kafka.embed_counts import EmbedCounts
+from stream.kafka.embed_memory import HEADER, TopicMemory, header_of
+from stream.kafka.embed_queue import Entry
+from stream.kafka.settings import ShellConfig
+from stream.sequencer import DeadLetter
+
+_UNDER_WAY_MAX: Final = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoded:
+    """A batch of item events and what came of them; `counts` are of this batch alone."""
+
+    entries: Sequence[Entry]
+    rows: Sequence[tuple[Entry, ItemVectorRow]]
+    letters: Sequence[DeadLetter]
+    counts: EmbedCounts
+    seconds: float
+
+
+class Sender:
+    """Sends batches; `done` is called with each, in order, once the broker has all of it."""
+
+    def __init__(
+        self,
+        producer: AIOKafkaProducer,
+        config: ShellConfig,
+        memory: TopicMemory,
+        *,
+        same_partitions: bool,
+        done: Callable[[Encoded], Awaitable[None]],
+    ) -> None:
+        """`same_partitions`: items and item-vectors have equally many, so records keep theirs."""
+        self._producer, self._topics, self._memory = producer, config.topics, memory
+        self._letter_bytes_max = config.worker.dead_letter_value_bytes_max
+        self._same, self._done = same_partitions, done
+        self._under_way: asyncio.Queue[tuple[Encoded, list[Any], list[Any]]] = asyncio.Queue(
+            _UNDER_WAY_MAX
+        )
+
+    async def send(self, batch: Encoded) -> None:
+        """Put the batch on its way; waits while too many are."""
+        letters = []
+        for letter in batch.letters:
+            key, value = encode_dead_letter(letter, self._letter_bytes_max)
+            letters.append(await self._producer.send(self._topics.dead_letters, value, key))
+        rows = [
+            await self._producer.send(
+                self._topics.item_vectors,
+                row.value,
+                encode_key(row.item_id),
+                entry.tp.partition if self._same else None,
+                headers=[(HEADER, header_of(row.memory))],
+            )
+            for entry, row in batch.rows
+        ]
+        await self._under_way.put((batch, rows, letters))
+
+    async def run(self) -> None:
+        """Wait for the broker's answers, until cancelled."""
+        while True:
+            batch, rows, letters = await self._under_way.get()
+            await asyncio.gather(*letters)
+            for (_, row), sent in zip(batch.rows, await asyncio.gather(*rows), strict=True):
+                self._memory.sent(sent.partition, sent.offset, row.item_id, row.memory)
+            await self._done(batch)
+            self._under_way.task_done()
+
+    async def settled(self) -> None:
+        """Wait until the broker has all that was put on its way."""
+        await self._under_way.join()
