@@ -6,14 +6,13 @@ attributes; B x L keys of a batch, n keys, m missed keys, V rows of a table, the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from embeddings.item_content import Attributes
 from embeddings.row_index import (
     HELD,
     LOOKED_UP,
@@ -27,8 +26,14 @@ from embeddings.row_index import (
     slots_for,
     with_room,
 )
-from embeddings.vector_codec import BadVector, decode_stored, misfit
-from embeddings.vectors import StoreMismatch, VectorStore
+from embeddings.stored_rows import (
+    AttributeColumns,
+    AttributeReader,
+    RowReader,
+    Rows,
+    read_no_attributes,
+)
+from embeddings.vectors import VectorStore
 
 I64 = NDArray[np.int64]
 _OWN_ROW = -1
@@ -49,33 +54,6 @@ class VectorCacheConfig:
             raise ValueError(f"vector cache: dim must be at least 1, got {self.dim}")
         if self.dtype not in ("float16", "float32"):
             raise ValueError(f"vector cache: dtype must be float16 or float32, got '{self.dtype}'")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AttributeColumns:
-    """Attributes of n items as columns: `ids_nA` and `multi_nM` int64, `dense_nX` float32."""
-
-    ids_nA: I64
-    multi_nM: I64
-    dense_nX: NDArray[np.float32]
-
-
-class AttributeReader(Protocol):
-    """Turns attributes into columns; a pure function, with `{}` for an item that is not there."""
-
-    def __call__(self, attributes: Sequence[Attributes]) -> AttributeColumns:
-        """Columns of the items, in their order and of the same widths in every call."""
-        ...
-
-
-def read_no_attributes(attributes: Sequence[Attributes]) -> AttributeColumns:
-    """The AttributeReader of whoever wants none."""
-    n = len(attributes)
-    return AttributeColumns(
-        ids_nA=np.empty((n, 0), np.int64),
-        multi_nM=np.empty((n, 0), np.int64),
-        dense_nX=np.empty((n, 0), np.float32),
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +100,7 @@ class VectorCache:
     ) -> None:
         self._store = store
         self._config = config
-        self._read_attributes = read_attributes
+        self._reader = RowReader(store, config.dim, config.dtype, read_attributes)
         self._nothing = config.rows_max
         """The last row: zeros, and the attributes of an item that is not there."""
         self._slots_S2 = slots_for(min(config.rows_max, 1024))
@@ -162,9 +140,9 @@ class VectorCache:
         """Copies of the attribute columns of items; key 0 and absent items get the absent ones."""
         found = self._resolve([keys_n.reshape(-1, 1)], vectorless_row=_OWN_ROW)
         if found is None:
-            distinct, _, _, columns = self._fetch(np.append(_distinct([keys_n]), 0))
-            distinct_rows = np.searchsorted(distinct[:-1], keys_n)
-            rows_n = np.where(keys_n == 0, len(distinct) - 1, distinct_rows)
+            distinct = _distinct([keys_n])
+            columns = self._fetch(np.append(distinct, 0)).columns
+            rows_n = np.where(keys_n == 0, len(distinct), np.searchsorted(distinct, keys_n))
             ids, multi, dense = columns.ids_nA, columns.multi_nM, columns.dense_nX
         else:
             rows_n = found[0][0].ravel()
@@ -181,7 +159,8 @@ class VectorCache:
         if found is not None:
             rows_BL = found[0][0]
             return [self._multi_RM[rows_BL, column] for column in columns]
-        distinct, _, _, fetched = self._fetch(_distinct([keys_BL]))
+        distinct = _distinct([keys_BL])
+        fetched = self._fetch(distinct).columns
         places = np.minimum(np.searchsorted(distinct, keys_BL), max(len(distinct) - 1, 0))
         multi_mM = np.append(fetched.multi_nM, self._multi_RM[-1:], axis=0)
         return [np.where(keys_BL == 0, 0, multi_mM[places, column]) for column in columns]
@@ -226,45 +205,29 @@ class VectorCache:
         return totals
 
     def _fill(self, keys_m: I64) -> None:
-        _, vectors_mD, has_vector_m, columns = self._fetch(keys_m)
+        fetched = self._fetch(keys_m)
         rows_m = np.empty(len(keys_m), np.int64)
         used = min(int(self._clock_2[0]) + len(keys_m), self._config.rows_max)
         self._slots_S2 = with_room(self._slots_S2, used)
         claim_rows(
-            self._slots_S2, keys_m, has_vector_m, self._now,
+            self._slots_S2, keys_m, fetched.has_vector_m, self._now,
             self._key_R, self._clock_2, rows_m,
         )  # fmt: skip
-        self._table_RD[rows_m] = vectors_mD
-        self._ids_RA[rows_m] = columns.ids_nA
-        self._multi_RM[rows_m] = columns.multi_nM
-        self._dense_RX[rows_m] = columns.dense_nX
+        self._table_RD[rows_m] = fetched.vectors_mD
+        self._ids_RA[rows_m] = fetched.columns.ids_nA
+        self._multi_RM[rows_m] = fetched.columns.multi_nM
+        self._dense_RX[rows_m] = fetched.columns.dense_nX
 
-    def _fetch(self, keys_m: I64) -> tuple[I64, NDArray[Any], NDArray[np.bool_], AttributeColumns]:
-        """The keys, vectors, "has a vector" and attributes of items, from the store."""
-        vectors_mD = np.zeros((len(keys_m), self._config.dim), self._config.dtype)
-        has_vector_m = np.zeros(len(keys_m), np.bool_)
-        attributes: list[Mapping[str, Any]] = [{}] * len(keys_m)
-        for i, value in enumerate(self._store.get_many(keys_m)):
-            if value is None:
-                continue
-            item = decode_stored(value)
-            if isinstance(item, BadVector):
-                self.counts.unreadable += 1
-                continue
-            fault = misfit(item, self._store.encoder_version, self._config.dim)
-            if fault is not None:
-                raise StoreMismatch(f"vector store: item {item.item_id!r}: {fault.detail}")
-            attributes[i] = item.attributes
-            if item.dim:
-                with np.errstate(over="ignore"):
-                    vectors_mD[i] = item.vector()
-                has_vector_m[i] = True
+    def _fetch(self, keys_m: I64) -> Rows:
+        rows = self._reader.read(keys_m)
         self.counts.fetched += len(keys_m)
-        return keys_m, vectors_mD, has_vector_m, self._read_attributes(attributes)
+        self.counts.unreadable += rows.unreadable
+        return rows
 
     def _lookup_apart(self, batches: Sequence[I64]) -> BatchRows:
         """The same values without the cache: a table of the batch's own, from the store."""
-        distinct, vectors_mD, has_vector_m, _ = self._fetch(_distinct(batches))
+        distinct = _distinct(batches)
+        vectors_mD, has_vector_m, _, _ = self._fetch(distinct)
         nothing = len(distinct)
         table_VC = np.concatenate([vectors_mD, np.zeros((1, self._config.dim), vectors_mD.dtype)])
         usable = np.append(np.where(has_vector_m, np.arange(nothing), nothing), nothing)

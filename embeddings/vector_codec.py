@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embeddings.int8_rows import SCALE_MAX, quantised
-from embeddings.item_content import AttributeValue, is_scalar
+from embeddings.item_content import Attributes, AttributeValue, is_scalar
 
 VERSION = 1
 TYPE = "item_vector"
@@ -71,7 +71,12 @@ class ItemVector(
         return numbers * np.float32(self.scale) if self.dtype == "int8" else numbers
 
 
+class _Attributes(msgspec.Struct, frozen=True, gc=False, tag_field="type", tag="item_vector"):
+    attributes: dict[str, AttributeValue] = {}
+
+
 _DECODER = msgspec.msgpack.Decoder(ItemVector)
+_ATTRIBUTES = msgspec.msgpack.Decoder(_Attributes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,6 +163,14 @@ def decode_stored(value: bytes) -> ItemVector | BadVector:
         return decode_item_vector(value)
     fault = _vector_fault(item.dtype, item.dim, item.data, item.scale)
     return item if fault is None else fault
+
+
+def stored_attributes(value: bytes) -> Attributes | None:
+    """The attributes alone in bytes that were checked before they were stored; None: unusual."""
+    try:
+        return _ATTRIBUTES.decode(value).attributes
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
 
 
 def _decode_slowly(value: bytes) -> ItemVector | BadVector:

@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 
 from embeddings.item_content import Attributes
-from embeddings.vector_cache import AttributeColumns
+from embeddings.stored_rows import AttributeColumns
 from stream.codec_spec import DenseSource, IdSource, MultiSource, Source
 from stream.codec_values import Bad, KeyCache, field_keys, float_column, multi_keys, value_key
 from stream.keys import salted

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embeddings import row_index
-from embeddings.vector_cache import AttributeColumns, VectorCache, VectorCacheConfig
+from embeddings.stored_rows import AttributeColumns
+from embeddings.vector_cache import VectorCache, VectorCacheConfig
 from embeddings.vector_codec import encode_item_vector
 from embeddings.vectors import NO_KEYS, MemoryVectorStore, StoreMismatch
 
