@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgpack
 import numpy as np
@@ -19,6 +19,7 @@ from embeddings.codes.codebook import (
     attributes_of,
 )
 from embeddings.encoders.protocol import Encoder, Loadable, read_of, refusals
+from embeddings.int8_rows import quantised
 from embeddings.item_content import AttributeValue, ItemContent, usable_attributes
 from embeddings.row_memory import Place, RecentRows, Remembered, RowMemory
 from embeddings.vector_codec import (
@@ -245,15 +246,24 @@ class Embedder:
 
     def _codes(self, news: Sequence[_News]) -> dict[int, dict[str, AttributeValue]]:
         """Attributes of the vectors' codes, as the vectors will be stored, by item index."""
-        vectors = {one.at: one.vector for one in news if one.vector is not None}
+        vectors = {one.at: self._stored(one.vector) for one in news if one.vector is not None}
         if self._codebook is None or not vectors:
             return {}
-        with np.errstate(over="ignore"):
-            stored_BD = np.stack(list(vectors.values())).astype(self._config.dtype)
+        stored_BD = np.stack(list(vectors.values()))
         stored_BD = stored_BD[:, : self._codebook.dim]  # the first block
         usable_B = np.isfinite(stored_BD).all(axis=1) & stored_BD.any(axis=1)
         codes = self._codebook.encode_many(stored_BD, usable_B)
         return {i: attributes_of(codes, n) for n, i in enumerate(vectors)}
+
+    def _stored(self, vector: Vector) -> NDArray[Any]:
+        """The numbers as who reads the row finds them."""
+        if self._config.dtype != "int8":
+            with np.errstate(over="ignore"):
+                return vector.astype(self._config.dtype)
+        if not np.isfinite(vector).all():
+            return vector
+        numbers, scale = quantised(vector)
+        return numbers * np.float32(scale)
 
     def _row(
         self,

@@ -172,19 +172,20 @@ def titled(item_id, title, ts_ms=TS_MS, **attributes):
     return ItemContent(item_id=item_id, ts_ms=ts_ms, title=title, attributes=attributes)
 
 
-def test_a_new_price_keeps_the_vector_and_encodes_nothing():
+@pytest.mark.parametrize("dtype", ("float16", "float32", "int8"))
+def test_a_new_price_keeps_the_vector_and_encodes_nothing(dtype):
     encoder = Counting()
-    maker = Embedder(encoder, EmbedderConfig())
+    maker = Embedder(encoder, EmbedderConfig(dtype=dtype))
     (first,) = maker.embed([titled(1, "shoe", price=5)]).rows
     (second,) = maker.embed([titled(1, "shoe", TS_MS + 9, price=6)]).rows
     assert encoder.encoded == ["shoe"]
     assert (first.made, second.made) == ("encoded", "reused")
     old, new = decoded(first), decoded(second)
-    assert (new.data, new.attributes, new.ts_ms) == (old.data, {"price": 6}, TS_MS + 9)
+    assert (new.data, new.scale) == (old.data, old.scale)
+    assert (new.attributes, new.ts_ms) == ({"price": 6}, TS_MS + 9)
     # The very bytes that an embedder without memory writes.
-    (alone,) = (
-        Embedder(Counting(), EmbedderConfig()).embed([titled(1, "shoe", TS_MS + 9, price=6)]).rows
-    )
+    fresh = Embedder(Counting(), EmbedderConfig(dtype=dtype))
+    (alone,) = fresh.embed([titled(1, "shoe", TS_MS + 9, price=6)]).rows
     assert second.value == alone.value
 
 

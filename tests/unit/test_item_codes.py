@@ -54,8 +54,9 @@ def attributes(rows):
     return [decode_item_vector(row.value).attributes for row in rows]
 
 
-def test_an_item_gets_the_codes_of_its_vector_as_it_is_stored():
-    rows = embedder().embed(ITEMS).rows
+@pytest.mark.parametrize("dtype", ("float16", "int8"))
+def test_an_item_gets_the_codes_of_its_vector_as_it_is_stored(dtype):
+    rows = embedder(dtype=dtype).embed(ITEMS).rows
     for row in rows:
         stored = decode_item_vector(row.value)
         codes = BOOK.encode_many(stored.vector()[None], np.array([True]))
@@ -63,7 +64,7 @@ def test_an_item_gets_the_codes_of_its_vector_as_it_is_stored():
             attributes_of(codes, 0)
         )
     assert list(attributes(rows)[0]) == ["a", "b", *BOOK.names]
-    one_by_one = embedder()
+    one_by_one = embedder(dtype=dtype)
     assert [r.value for i in ITEMS for r in one_by_one.embed([i]).rows] == [r.value for r in rows]
 
 
