@@ -1,0 +1,381 @@
+"""The embedder's queue, memory and way through, without a broker."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from aiokafka import TopicPartition as KafkaPartition
+from aiokafka.errors import KafkaError
+
+from embeddings.embedder import Embedder, EmbedderConfig
+from embeddings.row_memory import Place, Remembered
+from embeddings.vector_codec import decode_item_vector
+from infra.errors import FaultError
+from stream.codec_items import ItemEvent
+from stream.codec_write import encode_envelope, encode_event, encode_key, item_body
+from stream.commands import embed_progress
+from stream.kafka.embed import EmbedOptions, EmbedWorker
+from stream.kafka.embed_counts import EmbedCounts
+from stream.kafka.embed_memory import HEADER, TopicMemory, header_of, remembered
+from stream.kafka.embed_queue import ItemQueue, entries_of
+from stream.kafka.embed_send import Sender
+from stream.kafka.embed_sources import EmbedSources
+from stream.kafka.settings import EmbedConfig, ShellConfig
+from tests.support.records import T0, batch_of
+
+SOURCES = EmbedSources(
+    items_id="items-1", vectors_id="vectors-1", items_partitions=1, vectors_partitions=1
+)
+
+
+def item_value(item_id, title="t", **more):
+    return encode_event("item", item_body(item_id=item_id, ts_ms=T0, title=title, **more))
+
+
+# The queue
+
+
+def test_entries_know_their_place_and_the_end_of_their_record():
+    envelope = encode_envelope("items", [item_body(item_id=i, ts_ms=T0) for i in range(3)])
+    batch = batch_of(item_value(7), b"junk", envelope)
+    entries = entries_of(batch)
+    assert [(e.offset, e.event, e.is_last) for e in entries] == [
+        (0, 0, True), (1, 0, True), (2, 0, False), (2, 1, False), (2, 2, True)
+    ]  # fmt: skip
+    assert [isinstance(e.found, ItemEvent) for e in entries] == [True, False, True, True, True]
+    assert entries[1].found.reason == "malformed"
+    assert sum(e.nbytes for e in entries) == sum(len(v) for v in batch.values)
+
+
+def test_the_queue_gives_what_is_there_and_never_waits_for_more():
+    async def run():
+        queue = ItemQueue(items_max=4, bytes_max=1 << 20)
+        entries = entries_of(batch_of(*(item_value(n) for n in range(5))))
+        await queue.put(entries[:1])
+        assert await queue.take(32) == entries[:1]
+        await queue.put(entries[1:])
+        assert not queue.has_room
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(queue.room(), 0.02)
+        assert await queue.take(3) == entries[1:4]
+        await asyncio.wait_for(queue.room(), 5)
+        await queue.close()
+        assert await queue.take(3) == entries[4:]
+        assert (await queue.take(3), queue.nbytes) == ([], 0)
+
+    asyncio.run(run())
+
+
+def test_bytes_bound_the_queue_as_well_and_clearing_makes_room():
+    async def run():
+        queue = ItemQueue(items_max=1_000, bytes_max=500)
+        await queue.put(entries_of(batch_of(item_value(1, "x" * 600))))
+        assert not queue.has_room
+        await queue.clear()
+        assert queue.has_room
+        assert (len(queue), queue.nbytes) == (0, 0)
+
+    asyncio.run(run())
+
+
+# The memory
+
+
+def row(name, offset=0):
+    return Remembered(
+        content=name.encode() * 16, row=b"r" * 16, value=name.encode(), place=Place(5, offset, 0)
+    )
+
+
+def record(offset, item_id, one):
+    headers = ((HEADER, header_of(one)),) if one else ()
+    value = one.value if one else b"plain"
+    return SimpleNamespace(offset=offset, key=encode_key(item_id), value=value, headers=headers)
+
+
+def test_a_header_holds_what_a_row_was_made_of():
+    one = row("a", 7)
+    assert remembered(header_of(one), b"a") == one
+    unplaced = replace(one, place=None)
+    assert remembered(header_of(unplaced), b"a") == unplaced
+    assert remembered(b"", b"a") is None
+    assert remembered(bytes(52), b"a") is None
+
+
+def test_rows_are_known_from_their_making_on_and_from_the_topic_for_good(tmp_path):
+    memory = TopicMemory(tmp_path / "m", "vectors", "id-1")
+    first, second = row("a"), row("b", 1)
+    memory.put_many([1], [first])
+    memory.put_many([1], [second])
+    assert memory.get_many([1, 2]) == [second, None]
+    memory.sent(0, 10, 1, first)
+    memory.read(0, [record(10, 1, first)])
+    assert memory.get_many([1]) == [second], "the row under way is the newer one"
+    memory.read(0, [record(11, 1, second), record(12, 2, None)])
+    memory.sent(0, 11, 1, second)  # the answer to the sender may come after the reader
+    assert memory.under_way == 0
+    assert memory.get_many([1, 2]) == [second, None], "without a header it is encoded again"
+    memory.close()
+    memory.read(0, [record(13, 1, first)])  # a thread that comes too late does no harm
+    again = TopicMemory(tmp_path / "m", "vectors", "id-1")
+    assert again.next_offset == {0: 13}
+    assert again.get_many([1]) == [second]
+    again.close()
+
+
+def test_a_row_that_others_took_away_is_forgotten(tmp_path):
+    memory = TopicMemory(tmp_path / "m", "vectors", "id-1")
+    memory.read(0, [record(0, 1, row("a"))])
+    memory.read(0, [SimpleNamespace(offset=1, key=b"1", value=None, headers=())])
+    assert memory.get_many([1]) == [None]
+    memory.close()
+
+
+def test_a_memory_of_another_topic_is_emptied(tmp_path):
+    memory = TopicMemory(tmp_path / "m", "vectors", "id-1")
+    memory.read(0, [record(0, 1, row("a"))])
+    memory.close()
+    other = TopicMemory(tmp_path / "m", "vectors", "id-2")
+    assert (other.get_many([1]), other.next_offset) == ([None], {})
+    other.close()
+
+
+# The way through
+
+
+class Encoder:
+    """An encoder of titles that waits until it may go on."""
+
+    version, dim = "e1", 2
+
+    def __init__(self):
+        self.go, self.entered = threading.Event(), threading.Event()
+        self.batches = []
+
+    def encode_many(self, items):
+        self.entered.set()
+        assert self.go.wait(20)
+        self.batches.append([item.item_id for item in items])
+        return np.ones((len(items), 2), np.float32), np.ones(len(items), bool)
+
+
+class Consumer:
+    """Gives one record a call, as long as it has some."""
+
+    def __init__(self, values, error=None):
+        self.values, self.error = list(values), error
+        self.given, self.committed = 0, []
+        self.waited = asyncio.Event()
+
+    async def getmany(self, timeout_ms, max_records):
+        if self.error:
+            raise self.error
+        await asyncio.sleep(0)
+        if self.given == len(self.values):
+            return {}
+        self.given += 1
+        n = self.given - 1
+        one = SimpleNamespace(offset=n, timestamp=T0, key=None, value=self.values[n], headers=())
+        return {KafkaPartition("items", 0): [one]}
+
+    def assignment(self):
+        return {KafkaPartition("items", 0)}
+
+    async def end_offsets(self, _):
+        return {KafkaPartition("items", 0): len(self.values)}
+
+    def highwater(self, _):
+        return None
+
+    async def position(self, _):
+        return self.given
+
+    async def commit(self, offsets):
+        self.committed.append(dict(offsets))
+
+
+class Producer:
+    """Has every record at once, and keeps it."""
+
+    def __init__(self):
+        self.sent = []
+
+    async def send(self, topic, value, key, partition=None, headers=()):
+        self.sent.append((topic, key, value, partition, headers))
+        answer = asyncio.get_running_loop().create_future()
+        answer.set_result(SimpleNamespace(partition=0, offset=len(self.sent) - 1))
+        return answer
+
+
+class Reader:
+    """Has always read everything."""
+
+    def __init__(self, memory):
+        self._memory = memory
+
+    async def run(self):
+        await asyncio.Event().wait()
+
+    async def caught_up(self):
+        pass
+
+    async def until(self, ready):
+        assert ready(self._memory)
+
+
+def worker_on(consumer, folder, encoder, *, until_end=True, **settings):
+    config = ShellConfig(embed=EmbedConfig(**settings))
+    embedder = Embedder(encoder, EmbedderConfig())
+    worker = EmbedWorker(config, embedder, SOURCES, EmbedOptions(until_end=until_end))
+    memory = TopicMemory(folder / "memory", "item-vectors", "vectors-1")
+    embedder.remember_in(memory)
+    worker._consumer, worker._producer, worker._reader = consumer, Producer(), Reader(memory)
+    worker._sender = Sender(
+        worker._producer, config, memory, same_partitions=True, done=worker._done
+    )
+    return worker
+
+
+async def until(ready):
+    async with asyncio.timeout(20):
+        while not ready():  # noqa: ASYNC110  # what is awaited has no event of its own
+            await asyncio.sleep(0.001)
+
+
+def test_fetching_goes_on_while_encoding_and_stops_where_the_queue_is_full(tmp_path):
+    async def run():
+        encoder = Encoder()
+        consumer = Consumer([item_value(n, f"title {n}") for n in range(40)])
+        worker = worker_on(consumer, tmp_path, encoder, queue_items_max=6, batch_items=4)
+        task = asyncio.create_task(worker._follow())
+        await until(encoder.entered.is_set)
+        await until(lambda: len(worker._queue) == 6)
+        paused_at = consumer.given
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert consumer.given == paused_at <= 4 + 6
+        assert consumer.committed == []
+        encoder.go.set()
+        await task
+        return encoder, consumer, worker
+
+    encoder, consumer, worker = asyncio.run(run())
+    assert [i for batch in encoder.batches for i in batch] == list(range(40))
+    assert max(map(len, encoder.batches)) == 4
+    assert len(encoder.batches[0]) < 4, "the first did not wait for a full batch"
+    assert consumer.committed[-1] == {KafkaPartition("items", 0): 40}
+    rows = [decode_item_vector(value).item_id for _, _, value, *_ in worker._producer.sent]
+    assert rows == list(range(40))
+    assert (worker.counts.items, worker.counts.encoded) == (40, 40)
+
+
+def test_what_cannot_be_used_becomes_letters_and_is_committed_with_the_rest(tmp_path):
+    async def run():
+        encoder = Encoder()
+        encoder.go.set()
+        values = [item_value(1), b"junk", item_value(1), item_value(2, deleted=True)]
+        worker = worker_on(Consumer(values), tmp_path, encoder)
+        await worker._follow()
+        return worker
+
+    worker = asyncio.run(run())
+    topics = [topic for topic, *_ in worker._producer.sent]
+    assert sorted(topics) == ["dead-letters", "item-vectors", "item-vectors"]
+    assert worker._consumer.committed[-1] == {KafkaPartition("items", 0): 4}
+    assert worker.counts.text() == (
+        "3 items, 2 vectors written, 1 unchanged, 1 rejected, 1 encoded, 1 deleted"
+    )
+
+
+def test_a_stop_ends_with_what_was_encoded_and_commits_no_more(tmp_path):
+    async def run():
+        encoder = Encoder()
+        consumer = Consumer([item_value(n) for n in range(30)])
+        worker = worker_on(consumer, tmp_path, encoder, until_end=False, batch_items=2)
+        task = asyncio.create_task(worker._follow())
+        await until(encoder.entered.is_set)
+        await until(lambda: consumer.given == 30)
+        worker.stop()
+        encoder.go.set()
+        await task
+        return worker
+
+    worker = asyncio.run(run())
+    done = worker.counts.items
+    assert 1 <= done < 30
+    assert worker._consumer.committed[-1] == {KafkaPartition("items", 0): done}
+    assert len(worker._producer.sent) == done
+
+
+def test_a_revoked_partition_is_given_up_with_all_that_was_encoded_committed(tmp_path):
+    async def run():
+        encoder = Encoder()
+        consumer = Consumer([item_value(n) for n in range(30)])
+        worker = worker_on(consumer, tmp_path, encoder, until_end=False, batch_items=2)
+        task = asyncio.create_task(worker._follow())
+        await until(encoder.entered.is_set)
+        await until(lambda: consumer.given == 30)
+        giving = asyncio.create_task(worker.give_up([KafkaPartition("items", 0)]))
+        await until(lambda: len(worker._queue) == 0)
+        assert not giving.done()
+        encoder.go.set()
+        await giving
+        committed = consumer.committed[-1][KafkaPartition("items", 0)]
+        assert committed == worker.counts.items == len(worker._producer.sent) < 30
+        worker.stop()
+        await task
+
+    asyncio.run(run())
+
+
+def test_a_broker_that_fails_is_one_clear_error(tmp_path, monkeypatch):
+    worker = worker_on(Consumer([], KafkaError("gone")), tmp_path, Encoder())
+
+    async def connected(stack, memory):
+        memory.close()
+
+    monkeypatch.setattr(worker, "_connect", connected)
+    worker._config = replace(worker._config, embed=EmbedConfig(state=str(tmp_path / "s")))
+    with pytest.raises(FaultError, match="gone"):
+        asyncio.run(worker.run())
+
+
+# Words
+
+
+def test_progress_lines_tell_items_share_speed_and_what_is_left(capsys):
+    assert embed_progress.line(250, 1_000, 500, 10.0) == "500 items, 25.0%, 50.0 items/s, 0:30 left"
+    assert embed_progress.line(0, 0, 0, 0.0) == "0 items, 100.0%, 0.0 items/s, 0:00 left"
+    ticks = iter([0.0, 1.0, 6.0, 6.0, 7.0, 8.0, 8.0])
+    with embed_progress.embed_progress(lambda: next(ticks)) as told:
+        told(1, 100, 1)
+        told(50, 100, 60)
+        told(60, 100, 70)
+        told(100, 100, 80)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert lines[0] == "embed: 60 items, 50.0%, 10.0 items/s, 0:06 left"
+    assert "100.0%" in lines[1]
+
+
+def test_counts_add_up_and_say_what_was_refused():
+    counts = EmbedCounts()
+    counts.add(EmbedCounts(items=2, vectors=1, encoded=1, done=1, refused={"no_file": 1}))
+    counts.add(EmbedCounts(items=1, vectors=1, reused=1, refused={"no_file": 2}))
+    assert json.loads(json.dumps(counts.to_map()))["refused"] == {"no_file": 2}
+    assert counts.text() == (
+        "3 items, 2 vectors written, 0 unchanged, 0 rejected, 1 encoded, "
+        "1 with the vector they had, 1 written before, 2 refused as no_file"
+    )
+
+
+@pytest.mark.parametrize("name", ("batch_items", "queue_items_max", "queue_bytes_max"))
+def test_limits_must_be_positive(name):
+    with pytest.raises(ValueError, match=f"embed.{name}"):
+        EmbedConfig(**{name: 0})
