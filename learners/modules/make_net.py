@@ -15,12 +15,15 @@ from torch.nn import functional
 
 from learners.content_view import ContentView, masked_softmax, weighted_sum
 
+WIDTH_MULTIPLE = 16
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExtractorConfig:
     """`attention`: length of queries and keys; `hidden`: z_1 … z_M; `product`: t * v is an input.
 
-    With the product a similarity is one weight away; the paper's form has [v; t] alone.
+    With the product a similarity is one weight away; the paper's form has [v; t] alone. Widths are
+    multiples of 16: products of 2 to 8 columns have other bits at other places of a batch.
     """
 
     attention: int = 32
@@ -29,9 +32,10 @@ class ExtractorConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        if self.attention < 1 or not self.hidden or min(self.hidden) < 1:
+        widths = (self.attention, *self.hidden)
+        if not self.hidden or min(widths) < 1 or any(n % WIDTH_MULTIPLE for n in widths):
             raise ValueError(
-                "make: attention and each of hidden at least 1, got "
+                "make: attention and one or more hidden: multiples of 16, got "
                 f"{self.attention}, {self.hidden}"
             )
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import torch
 
 from infra.errors import InputError
 from learners.modules.make_net import ExtractorConfig
@@ -53,6 +54,7 @@ from stream.times import time_ms
               help="Last share of the rows that each epoch is judged by; 0: none.")  # fmt: skip
 @click.option("--rows-max", default=1_000_000, show_default=True, metavar="N",
               help="Keep the newest so many rows.")  # fmt: skip
+@click.option("--threads", default=1, show_default=True, help="Threads of one step.")
 @click.option("--json", "as_json", is_flag=True, help="Print the facts as JSON.")
 def make(**given: Any) -> None:
     """Train MAKE's extractor on LOGS, for `ranker.options.make.releases`.
@@ -85,10 +87,12 @@ class _Given:
     block: str
     judge: float
     rows_max: int
+    threads: int
     as_json: bool
 
 
 def _run(given: _Given) -> None:
+    torch.set_num_threads(given.threads)
     try:
         settings = MakeTrainingConfig(
             epochs=given.epochs, lr=given.lr, decay=given.decay, batch_size=given.batch_size,
