@@ -53,6 +53,7 @@ class MiniBatch:
     `request_row_B` int64: rows of one request have the same number, counted from 0.
     `sample_id_B` int64: hash of (request id, item id).
     `nominal_size` divides the summed loss, so that a step does not depend on traffic.
+    `incoming`: vectors of another encoder version, in a table of their own: they never mix.
     """
 
     ids_BF: Tensor
@@ -69,6 +70,7 @@ class MiniBatch:
     ts_ms_B: Tensor
     sample_id_B: Tensor
     nominal_size: int
+    incoming: ContentRows | None = None
 
     def __len__(self) -> int:
         """Number of rows B."""

@@ -98,6 +98,8 @@ class FeatureSpec:
     """Dimension of item vectors; 0: no content."""
     content_blocks: tuple[ContentBlock, ...] = ()
     """What they are made of, the one named "" first; empty: that one alone."""
+    incoming_blocks: tuple[ContentBlock, ...] = ()
+    """The same of the vectors that another encoder version makes beside them; empty: none does."""
 
     def __post_init__(self) -> None:
         """Assert that the blocks fill the vectors, without gap and in order."""
@@ -112,6 +114,13 @@ class FeatureSpec:
         """The blocks of an item vector; none where there is no content."""
         whole = (ContentBlock(name="", start=0, dim=self.content_dim),) if self.content_dim else ()
         return self.content_blocks or whole
+
+    @property
+    def of_incoming(self) -> FeatureSpec:
+        """The spec of a batch that has the vectors of the incoming version alone."""
+        blocks = self.incoming_blocks
+        dim = sum(block.dim for block in blocks)
+        return replace(self, content_dim=dim, content_blocks=blocks, incoming_blocks=())
 
     def block(self, name: str = "") -> ContentBlock:
         """The block `name`: "" is what the base reads; raises ValueError for an unknown one."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,8 @@ I64 = NDArray[np.int64]
 
 MODULES = "methods."
 """Names of modules' parameters begin so."""
+INCOMING: Final = "incoming"
+"""Parameters of an encoder version that comes in: a module of this name."""
 _PARAMETER = re.compile(r"(.+)\[([\d, ]*)\]")
 
 
@@ -55,6 +57,8 @@ def runs_of(layout: Sequence[str]) -> dict[str, Run]:
 
 def module_of(parameter: str) -> str:
     """The module that a parameter belongs to; empty for the base net."""
+    if parameter.startswith(f"{INCOMING}."):
+        return INCOMING
     return parameter.split(".")[1] if parameter.startswith(MODULES) else ""
 
 
@@ -91,11 +95,55 @@ def grown_dense(
 
     Raises ValueError as `change_of` does.
     """
-    was = dense.meta["layout"]
-    change_of(was, now)
-    before, after = runs_of(was), runs_of(now)
+    change_of(dense.meta["layout"], now)
+    return _moved(dense, train, now, fresh, runs_of(dense.meta["layout"]))
 
-    def moved(array: NDArray[Any], start: NDArray[Any]) -> NDArray[Any]:
+
+def adopted(parts: Mapping[str, Part]) -> dict[str, Part]:
+    """The parts of a ranker that reads the new encoder version alone: as one that always did.
+
+    Raises ValueError while the present version still counts.
+    """
+    dense = parts["dense"]
+    share = dense.meta.get("present_share", 1.0)
+    if share > 0:
+        raise ValueError(
+            f"the encoder version before still counts {share:.1%} in this snapshot: let it learn "
+            "with both versions (items.next) until it has faded"
+        )
+    names = runs_of(dense.meta["layout"])
+    before = {
+        name: names.get(f"{INCOMING}.{name}", run)
+        for name, run in names.items()
+        if module_of(name) != INCOMING
+    }
+    now = [
+        f"{name}[{before[name].shape}]" if name in before else name
+        for name in (_name(entry) for entry in dense.meta["layout"])
+        if module_of(name) != INCOMING
+    ]
+    size = sum(run.size for run in runs_of(now).values())
+    both = _moved(dense, parts.get("dense.train"), now, np.zeros(size, np.float32), before)
+    out = {n: part for n, part in parts.items() if module_of(n) != INCOMING}
+    for name, part in parts.items():
+        if module_of(name) == INCOMING:
+            own = name.removeprefix(f"{INCOMING}.")
+            out[own] = replace(part, name=own)
+    return out | {part.name: part for part in both if part is not None}
+
+
+def _name(entry: str) -> str:
+    match = _PARAMETER.fullmatch(entry)
+    return match[1] if match else entry
+
+
+def _moved(
+    dense: Part, train: Part | None, now: Sequence[str], fresh: F32, before: Mapping[str, Run]
+) -> tuple[Part, Part | None]:
+    """The parts in the layout `now`; `before`: where each parameter lay, if it did."""
+    after = runs_of(now)
+
+    def moved(array: NDArray[Any], start: F32) -> NDArray[Any]:
         out = start.astype(array.dtype)
         for name, run in after.items():
             if name in before:

@@ -21,7 +21,8 @@ class NetInputs:
     `embedded_BFD` and `pooled_BD` one entry a table; `dense_BD` standardised, `raw_BD` not.
     `target_BC` and `pooled_BC` content vectors, zero where missing. `repeats_BH` as in StepInputs.
     `step`: all the rest of the batch, keys and single vectors among it; its labels are for losses
-    only.
+    only. `incoming`: the same with the vectors of another encoder version, while one comes in;
+    `present_share` is then what the present version's inputs still count, 1 to 0.
     """
 
     embedded_BFD: tuple[Tensor, ...]
@@ -33,6 +34,8 @@ class NetInputs:
     present_B1: Tensor
     repeats_BH: Tensor
     step: StepInputs
+    incoming: NetInputs | None = None
+    present_share: float = 1.0
 
 
 class RankerNet(nn.Module):
@@ -42,6 +45,8 @@ class RankerNet(nn.Module):
     """
 
     modules_on: Sequence[tuple[str, Module]] = ()
+    incoming_on: Sequence[tuple[str, Module]] = ()
+    """The modules that read item vectors once more, for the incoming encoder version."""
 
     def forward(self, x: NetInputs) -> Tensor:
         """Residual logits, float32 [B]."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -21,7 +21,8 @@ from learners.batch import MiniBatch
 from learners.dense_optim import AdamConfig, FlatAdam
 from learners.embedding_table import EmbeddingTable, Lookup, TableConfig
 from learners.feature_spec import FeatureSpec
-from learners.growth import Change, change_of, grown_dense, grown_table
+from learners.growth import INCOMING, Change, change_of, grown_dense, grown_table
+from learners.incoming import PREFIX, Fading, both_inputs
 from learners.learner import StepReport
 from learners.moments import Moments
 from learners.net_inputs import NetInputs, RankerNet
@@ -112,6 +113,9 @@ class NetLearner:
         """Whether a snapshot with other modules is taken: new ones begin, gone ones are dropped."""
         self.change = Change()
         """What was begun and dropped when state was taken."""
+        self.fading = Fading()
+        self.beside_samples = 0
+        """Samples learned since another encoder version comes in."""
 
     def predict_many(self, batch: MiniBatch) -> Tensor:
         """Logits, float32 [B]; changes nothing."""
@@ -159,11 +163,13 @@ class NetLearner:
         skipped, ok = self._update(x, lookups, whole.detach())
         for _, module in self.net.modules_on:
             module.learned(inputs, ok=bool(ok))
+        if self.spec.incoming_blocks:
+            self._learned_beside(inputs, ok=bool(ok), rows=x.learnable)
         mean = told / max(x.weight_sum, 1e-12)
         return StepReport(logits_B=logits_B[: x.rows], loss=mean, skipped=skipped)
 
     def _inputs(self, x: StepInputs, lookups: Sequence[Lookup]) -> NetInputs:
-        return NetInputs(
+        inputs = NetInputs(
             embedded_BFD=tuple(lookup.embedded_BFD for lookup in lookups),
             pooled_BD=tuple(lookup.pooled_BD for lookup in lookups),
             dense_BD=self.moments.standardise(x.dense_BD),
@@ -174,6 +180,20 @@ class NetLearner:
             repeats_BH=x.repeats_BH,
             step=x,
         )
+        return both_inputs(inputs, self.present_share) if self.spec.incoming_blocks else inputs
+
+    @property
+    def present_share(self) -> float:
+        """What the present encoder version counts: below 1 while it fades before a new one."""
+        if not self.spec.incoming_blocks:
+            return 1.0
+        return self.fading.present_share(self.beside_samples)
+
+    def _learned_beside(self, inputs: NetInputs, *, ok: bool, rows: int) -> None:
+        assert inputs.incoming is not None, "a batch has no vectors of the incoming version"
+        for _, module in self.net.incoming_on:
+            module.learned(inputs.incoming, ok=ok)
+        self.beside_samples += rows
 
     @torch.no_grad()
     def _judge(self, inputs: NetInputs, logits_B: Tensor, x: StepInputs) -> None:
@@ -246,7 +266,12 @@ class NetLearner:
                     rows=m.n,
                     base=self.base_2,
                 ),
-                meta={"layout": self._layout(), "step": self.step},
+                meta={
+                    "layout": self._layout(),
+                    "step": self.step,
+                    "beside_samples": self.beside_samples,
+                    "present_share": self.present_share,
+                },
             )
         )
         parts.append(
@@ -263,6 +288,8 @@ class NetLearner:
         )
         for _, module in self.net.modules_on:
             parts.extend(module.parts(mark))
+        for _, module in self.net.incoming_on:
+            parts += [replace(p, name=f"{PREFIX}{p.name}") for p in module.parts(mark)]
         return parts
 
     def _layout(self) -> list[str]:
@@ -272,7 +299,7 @@ class NetLearner:
 
     def apply(self, parts: Mapping[str, Part]) -> None:
         """Take full or delta parts; without `train` parts this ranker can only score."""
-        if self.grows:
+        if self.grows or self.spec.incoming_blocks:
             parts = self._grown(parts)
         dense = parts["dense"]
         if list(dense.meta["layout"]) != self._layout():
@@ -292,7 +319,11 @@ class NetLearner:
         m.refresh()
         for _, module in self.net.modules_on:
             module.apply(parts)
+        of_incoming = {n.removeprefix(PREFIX): p for n, p in parts.items() if n.startswith(PREFIX)}
+        for _, module in self.net.incoming_on:
+            module.apply(of_incoming)
         self.step = int(dense.meta["step"])
+        self.beside_samples = int(dense.meta.get("beside_samples", 0))
         train = parts.get("dense.train")
         self._can_learn = train is not None and all(tables)
         if train is None:
@@ -314,6 +345,8 @@ class NetLearner:
         out = dict(parts)
         dense, train = parts["dense"], parts.get("dense.train")
         self.change = change_of(dense.meta["layout"], self._layout())
+        if not self.grows and ({*self.change.begun, *self.change.dropped} - {INCOMING}):
+            return parts  # refused by the caller, as without an incoming version
         fresh = self.adam.w.detach().cpu().numpy()
         both = grown_dense(dense, train, self._layout(), fresh)
         out |= {part.name: part for part in both if part is not None}

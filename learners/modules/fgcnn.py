@@ -102,6 +102,8 @@ class FieldRows(nn.Module):
 class Fgcnn(Module):
     """Z R, with R the generated features of the row and Z = 0 at the start."""
 
+    reads_vectors = False
+
     def __init__(self, spec: FeatureSpec, config: FgcnnConfig, hidden: int) -> None:
         super().__init__()
         self.rows = FieldRows(spec, config)

@@ -46,6 +46,10 @@ class Module(nn.Module):
     reads: frozenset[str] = frozenset()
     """Names of features and bags that are there for this module and that the base does not read."""
 
+    reads_vectors: bool = True
+    """Whether item vectors matter to it: then it is there twice while a new encoder version comes
+    in, once with the vectors of each, so that no weight ever meets vectors of both."""
+
     def forward(self, x: NetInputs, *, learning: bool) -> Addition:
         """The addition for a batch; `learning` False: for scoring, and no state may change."""
         raise NotImplementedError

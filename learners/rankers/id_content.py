@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from learners.feature_spec import Bag, FeatureSpec, IdField
+from learners.feature_spec import Bag, ContentBlock, FeatureSpec, IdField
+from learners.incoming import IncomingNet, blended, faded
 from learners.modules.catalog import ModulesConfig, build_modules, module_spec
 from learners.net_inputs import NetInputs, RankerNet
 from learners.net_learner import NetLearner, StepConfig
@@ -81,6 +82,16 @@ class IdContentNet(RankerNet):
         )
         self.modules_on = build_modules(spec, config, hidden=config.hidden[0], seed=config.seed)
         self.methods = nn.ModuleDict(dict(self.modules_on))
+        self.incoming: IncomingNet | None = None
+        if spec.incoming_blocks:
+            self.incoming_on = [
+                (name, module)
+                for name, module in build_modules(
+                    spec.of_incoming, config, hidden=config.hidden[0], seed=config.seed
+                )
+                if module.reads_vectors
+            ]
+            self.incoming = IncomingNet(spec, p * content, histories, self.incoming_on)
 
     def forward(self, x: NetInputs) -> Tensor:
         """Residual logits, float32 [B]."""
@@ -92,6 +103,13 @@ class IdContentNet(RankerNet):
 
     def _with_modules(self, x: NetInputs, *, learning: bool) -> tuple[Tensor, Tensor | None]:
         additions = [module(x, learning=learning) for module in self.methods.values()]
+        if self.incoming is not None and x.incoming is not None:
+            additions = [
+                faded(addition, x.present_share) if module.reads_vectors else addition
+                for addition, (_, module) in zip(additions, self.modules_on, strict=True)
+            ]
+            for module in self.incoming.methods.values():
+                additions.append(module(x.incoming, learning=learning))
         hidden = [a.hidden_BH for a in additions if a.hidden_BH is not None]
         logits_B = self.cross_mlp(self._joined(x), sum(hidden[1:], hidden[0]) if hidden else None)
         for addition in additions:
@@ -120,18 +138,12 @@ class IdContentNet(RankerNet):
         """
         if self.block is None:
             return []
-        columns, shape = self.block.columns, (self.block.dim,)
-        own_BC = x.target_BC[:, columns]
-        # An item may have other blocks than this one.
-        alone = own_BC.shape == x.target_BC.shape
-        present_B1 = x.present_B1 if alone else own_BC.any(1, keepdim=True).float()
-        target_BC = functional.layer_norm(own_BC, shape)
-        parts = [self.target(target_BC), present_B1]
-        for project, pooled_BC in zip(self.history, x.pooled_BC, strict=True):
-            history_BC = functional.layer_norm(pooled_BC[:, columns], shape)
-            parts.append(project(history_BC))
-            parts.append((target_BC * history_BC).mean(1, keepdim=True))
-        return parts
+        present = _columns(x, self.block, self.target, self.history)
+        if self.incoming is None or x.incoming is None:
+            return present
+        new = self.incoming
+        incoming = _columns(x.incoming, new.block, new.target, new.history)
+        return blended(present, incoming, x.present_share)
 
 
 class IdContent(NetLearner):
@@ -143,6 +155,24 @@ class IdContent(NetLearner):
             torch.manual_seed(config.seed)
             net = IdContentNet(own, config)
         super().__init__(spec, config, net, own)
+
+
+def _columns(
+    x: NetInputs, block: ContentBlock, target: nn.Linear, history: nn.ModuleList
+) -> list[Tensor]:
+    """By turns: the target's projection and presence, each history's projection and cosine."""
+    columns, shape = block.columns, (block.dim,)
+    own_BC = x.target_BC[:, columns]
+    # An item may have other blocks than this one.
+    alone = own_BC.shape == x.target_BC.shape
+    present_B1 = x.present_B1 if alone else own_BC.any(1, keepdim=True).float()
+    target_BC = functional.layer_norm(own_BC, shape)
+    parts = [target(target_BC), present_B1]
+    for project, pooled_BC in zip(history, x.pooled_BC, strict=True):
+        history_BC = functional.layer_norm(pooled_BC[:, columns], shape)
+        parts.append(project(history_BC))
+        parts.append((target_BC * history_BC).mean(1, keepdim=True))
+    return parts
 
 
 def _own(entries: Sequence[IdField | Bag]) -> list[int] | None:
