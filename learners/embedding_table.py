@@ -96,7 +96,7 @@ class EmbeddingTable:
         self.ids = IdTable(self.fields, waiting_max=config.waiting_max)
         self.weight_RD = self._zeros(0, dim)
         self.accumulator_R = self._zeros(0)
-        self._grow()
+        self.grow()
         shared = np.arange(len(self.fields), dtype=np.int64)
         self.weight_RD[: len(shared)] = self._noise(shared)
 
@@ -113,7 +113,8 @@ class EmbeddingTable:
         noise = noise_of_keys(keys_n, self.dim, sigma=self.config.init_sigma, seed=self.seed)
         return torch.from_numpy(noise).to(self.device)
 
-    def _grow(self) -> None:
+    def grow(self) -> None:
+        """Room for as many rows as the ids have."""
         old_weight, old_accumulator = self.weight_RD, self.accumulator_R
         if self.ids.capacity > len(old_weight):
             self.weight_RD = self._zeros(self.ids.capacity, self.dim)
@@ -159,7 +160,7 @@ class EmbeddingTable:
         """The same rows, as leaves of autograd, and the plan; new ids get rows."""
         blocks = self._blocks(ids_BF, bags_BL)
         reads, plan = self.ids.learn(blocks, flag_B, clock_ms=clock_ms, step=step)
-        self._grow()
+        self.grow()
         lookup = self._lookup(reads, plan)
         if len(plan.new_n):
             self._start_rows(plan.new_n.astype(np.int64))
@@ -262,7 +263,7 @@ class EmbeddingTable:
         rows = self.ids.apply_serve(serve)
         if not serve.delta:
             self.weight_RD, self.accumulator_R = self._zeros(0, self.dim), self._zeros(0)
-        self._grow()
+        self.grow()
         at = torch.from_numpy(rows).to(self.device)
         weights = torch.from_numpy(serve.array("weights", np.float32).copy()).to(self.device)
         self.weight_RD.index_copy_(0, at, weights)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import msgpack
@@ -117,6 +117,15 @@ class PendingItems:
     def pass_boundary(self, clock_ms: int) -> None:
         """Remembers how far boundaries have come."""
         self._boundary_ms = max(self._boundary_ms, clock_ms)
+
+    def change_values(self, change: Callable[[bytes], bytes]) -> None:
+        """Every value that waits becomes `change` of it; deletions, order and places stay."""
+        for i, entry in enumerate(self._waiting):
+            if entry.update.value is None:
+                continue
+            update = entry.update._replace(value=change(entry.update.value))
+            self.nbytes += _nbytes(update) - _nbytes(entry.update)
+            self._waiting[i] = entry._replace(update=update)
 
     def to_state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """Arrays and meta of a part."""

@@ -39,6 +39,7 @@ SHELLS = (
     "infra.snapshot_writer",
     "stream.catalogue",
     "stream.checkpoint",
+    "stream.code_adoption",
     "stream.cli",
     "stream.commands",
     "stream.composition",

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import uuid
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +93,39 @@ def fit_codes(  # one parameter an option
         book, replaced = fresh.book, [len(ids) for ids in fresh.replaced]
     write_codebook(out, book)
     _tell(out, book, before, replaced, catalogue, as_json=as_json)
+
+
+@command.command("adopt")
+@click.argument("snapshots", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--book", required=True, type=click.Path(path_type=Path, dir_okay=False),
+              help="The codebook that the model is to use from now on.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+def adopt_codes(*, snapshots: Path, book: Path, as_json: bool) -> None:
+    """Give a stopped worker's model another codebook, as a new snapshot in SNAPSHOTS.
+
+    Its items are coded anew, and each code takes the row of the code that most of its items had.
+    The older snapshots stay: with the older book the worker goes on from them.
+    """
+    # Here, because it brings the pipeline and with it torch: seconds.
+    from stream.code_adoption import adopt
+
+    scratch = snapshots / f".adopting-{uuid.uuid4().hex}"
+    try:
+        done = adopt(snapshots, book.resolve(), scratch)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    if as_json:
+        click.echo(json.dumps(asdict(done) | {"ref": str(done.ref), "parent": str(done.parent)}))
+        return
+    click.echo(f"snapshot {done.ref} from {done.parent}: {done.items:,} items coded anew")
+    for name, share in done.changed.items():
+        told = "no item" if share is None else f"{share:.1%} of the items have another"
+        click.echo(f"{name:10} {told}")
+    for name, rows in done.rows.items():
+        click.echo(f"{name:20} {rows:,} rows carried over")
+    if done.counters:
+        click.echo(f"counters by codes stay as they were: {', '.join(done.counters)}")
+    click.echo(f"use: --set items.codebook={book.resolve()}")
 
 
 def _tell(
