@@ -49,7 +49,7 @@ OPTIONS: Mapping[str, Mapping[str, object]] = {
 MODULE_OPTIONS: Mapping[str, Mapping[str, object]] = {
     # Rows of a length that no other field has: its table is its own.
     "qarm": {"codes": ["rq1", "prefix2"], "anchors": 3, "dim": 5},
-    "make": {"attention": 4, "hidden": [8], "replay_rows": 64, "replays": 2},
+    "make": {"attention": 16, "hidden": [16], "replay_rows": 64, "replays": 2},
     # Rows of its own are in tests/unit/test_fgcnn.py.
     "fgcnn": {"source": "shared", "fields": ["item", "user"], "channels": [3], "kernel": 3},
 }
