@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from learners.batch import ContentRows, MiniBatch, RowKind
+from learners.content_cosines import ContentCosines
 from learners.feature_spec import FeatureSpec
 from learners.id_kernels import I64, LEARN, LEARN_AND_COUNT, READ, U8
 
@@ -55,6 +56,10 @@ class StepInputs:
     """1 where the trained label is known and the row is learned from."""
     ts_ms_B: I64
     """Of the impressions, on the host; 0 in padding."""
+    cosines: ContentCosines
+    """Of the batch's items with their histories; on the host, B rows, computed when asked for."""
+    incoming: StepInputs | None = None
+    """The same with the vectors of the incoming encoder version alone."""
 
 
 def trained_rows(batch: MiniBatch, spec: FeatureSpec) -> tuple[Tensor, Tensor]:
@@ -95,7 +100,7 @@ def step_inputs(batch: MiniBatch, spec: FeatureSpec, device: torch.device) -> St
     flag_B = torch.where(sample_B, LEARN_AND_COUNT, LEARN).where(labelled_B, torch.tensor(READ))
     weight_B = weight_B * labelled_B
     target_BC, pooled_BC, present_B1 = _content(batch.content, spec, b + more, device)
-    return StepInputs(
+    x = StepInputs(
         rows=b,
         ids_BF=_padded(batch.ids_BF, more).numpy(),
         bags_BL=tuple(_padded(bag, more).contiguous().numpy() for bag in batch.bags_BL),
@@ -116,7 +121,25 @@ def step_inputs(batch: MiniBatch, spec: FeatureSpec, device: torch.device) -> St
         content=batch.content,
         label_mask_B=_put(labelled_B.float(), device),
         ts_ms_B=_padded(batch.ts_ms_B, more).numpy(),
+        cosines=ContentCosines(batch.content, _histories(batch, spec)),
     )
+    return x if batch.incoming is None else replace(x, incoming=_incoming(x, batch, spec, device))
+
+
+def _incoming(
+    x: StepInputs, batch: MiniBatch, spec: FeatureSpec, device: torch.device
+) -> StepInputs:
+    rows = x.rows + -x.rows % ROW_MULTIPLE
+    target_BC, pooled_BC, present_B1 = _content(batch.incoming, spec.of_incoming, rows, device)
+    return replace(
+        x, target_BC=target_BC, pooled_BC=pooled_BC, present_B1=present_B1,
+        content=batch.incoming, cosines=ContentCosines(batch.incoming, _histories(batch, spec)),
+    )  # fmt: skip
+
+
+def _histories(batch: MiniBatch, spec: FeatureSpec) -> list[I64]:
+    bags = zip(spec.bags, batch.bags_BL, strict=True)
+    return [keys_BL.numpy() for bag, keys_BL in bags if bag.is_history]
 
 
 def _repeats(batch: MiniBatch, spec: FeatureSpec) -> Tensor:
