@@ -206,6 +206,7 @@ class EmbedWorker:
         """Partitions were assigned: know first what their former owner has written."""
         await self._reader.caught_up()
         assigned = self._consumer.assignment()
+        log.warning("embedding %d of %d partitions", len(assigned), self._sources.items_partitions)
         if not self._options.backfill:
             return
         if len(assigned) < self._sources.items_partitions:
