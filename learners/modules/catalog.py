@@ -11,6 +11,7 @@ import torch
 
 from learners.feature_spec import FeatureSpec, IdField
 from learners.modules.fgcnn import Fgcnn, FgcnnConfig, own_fields
+from learners.modules.flip import Flip, FlipConfig
 from learners.modules.linear_content import LinearContent, LinearContentConfig
 from learners.modules.make import Make, MakeConfig
 from learners.modules.module import Module
@@ -29,6 +30,7 @@ BUILDERS: Mapping[str, Builder] = {
     "simscore": SimScore,
     "qarm": Qarm,
     "fgcnn": Fgcnn,
+    "flip": Flip,
 }
 """In the order in which they add to the ranker."""
 
@@ -48,6 +50,7 @@ class ModulesConfig:
     simscore: SimScoreConfig = field(default_factory=SimScoreConfig)
     qarm: QarmConfig = field(default_factory=QarmConfig)
     fgcnn: FgcnnConfig = field(default_factory=FgcnnConfig)
+    flip: FlipConfig = field(default_factory=FlipConfig)
 
 
 def modules_on(config: ModulesConfig) -> list[str]:

@@ -109,6 +109,8 @@ class FgcnnNet(RankerNet):
         fields: list[Tensor] = []
         for t, rows_BFD in enumerate(x.embedded_BFD):
             ids = self.ids[t]
+            if not (ids or self.bags[t]):
+                continue
             rows = [rows_BFD if len(ids) == rows_BFD.shape[1] else rows_BFD[:, ids]]
             rows += [x.pooled_BD[t][i].unsqueeze(1) for i in self.bags[t]]
             joined = torch.cat(rows, 1)

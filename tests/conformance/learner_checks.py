@@ -35,7 +35,7 @@ NETS = frozenset({"id_content"})
 """Learners around `NetLearner`: id tables of ours, content vectors, a seed."""
 OPTIONS: Mapping[str, Mapping[str, object]] = {
     "id_content": {"device": "cpu"},
-    "fgcnn": {"device": "cpu", "generator": {"channels": [3], "kernel": 3, "dim": 8}},
+    "fgcnn": {"device": "cpu", "generator": {"channels": [3], "kernel": 3, "dim": 5}},
     "ftrl": {"alpha": 0.3, "rows": {"bits": 12}},
     "river_logistic": {"lr": 0.3, "drift": "adwin", "rows": {"bits": 12}},
     "river_fm": {"lr": 0.3, "rows": {"bits": 12}},
@@ -50,6 +50,7 @@ MODULE_OPTIONS: Mapping[str, Mapping[str, object]] = {
     # Rows of a length that no other field has: its table is its own.
     "qarm": {"codes": ["rq1", "prefix2"], "anchors": 3, "dim": 5},
     "make": {"attention": 16, "hidden": [16], "replay_rows": 64, "replays": 2},
+    "flip": {"fields": ["item", "tab"], "states": 2, "exposure": "item.rate", "noise_rows": 64},
     # Rows of its own are in tests/unit/test_fgcnn.py.
     "fgcnn": {"source": "shared", "fields": ["item", "user"], "channels": [3], "kernel": 3},
 }

@@ -333,12 +333,12 @@ def test_overfits_a_few_rows():
 
 
 def auc_after(name: str, places: tuple[int, int], **options: object) -> float:
-    """AUC over the last fifth of a stream whose click is the XOR of two of 18 fields."""
-    rng, spec, steps = np.random.default_rng(5), spec_of(18), 400
+    """AUC over the last fifth of a stream whose click is the XOR of two of 8 fields."""
+    rng, spec, steps = np.random.default_rng(5), spec_of(8), 110
     learner = catalog.build(name, spec, options)
     scores, labels = [], []
     for step in range(steps):
-        values = rng.integers(0, 2, (128, 18))
+        values = rng.integers(0, 2, (128, 8))
         label = values[:, places[0]] ^ values[:, places[1]]
         logits = learner.learn_many(batch_of(values, label)).logits_B
         if step > steps * 0.8:
@@ -349,18 +349,15 @@ def auc_after(name: str, places: tuple[int, int], **options: object) -> float:
     return found
 
 
-@pytest.mark.parametrize("places", ((3, 4), (3, 17)), ids=["neighbours", "far apart"])
+@pytest.mark.parametrize("places", ((3, 4), (0, 7)), ids=["neighbours", "far apart"])
 def test_planted_interaction_is_seen(places):
     """Each field alone tells nothing: a linear model is blind to their XOR, the generator is not.
 
     Far apart, no window of the convolution sees both: only recombination brings them together.
     """
-    generator = {"kernel": 3, "channels": [4, 4], "dim": 8}
+    generator = {"kernel": 3, "channels": [4], "dim": 8}
     net = {"device": "cpu", "hidden": [16], "adam": {"averaged_rows": 1000}}
-    blind = auc_after("ftrl", places, rows={"bits": 10})
-    ipnn = auc_after("fgcnn", places, **net, generate=False, dim=8)
-    whole = auc_after("fgcnn", places, **net, generator=generator, dim=8)
-    module = auc_after("id_content", places, **net, cross_layers=0, fgcnn={"on": True, **generator})
-    assert abs(blind - 0.5) < 0.06
-    assert min(whole, module) > 0.97
-    assert whole > ipnn - 0.02
+    assert abs(auc_after("ftrl", places, rows={"bits": 10}) - 0.5) < 0.06
+    assert auc_after("fgcnn", places, **net, generator=generator, dim=8) > 0.97
+    module = {"on": True, **generator}
+    assert auc_after("id_content", places, **net, cross_layers=0, fgcnn=module) > 0.97
