@@ -13,9 +13,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 
 from learners.feature_spec import FeatureSpec
+from learners.id_kernels import I64
 from learners.modules.module import Addition, Module, zero_start
 from learners.modules.qarm_codes import CodeBag, QarmConfig, code_bags
 from learners.net_inputs import NetInputs
@@ -35,11 +38,17 @@ class _Place(NamedTuple):
 class Qarm(Module):
     """Codes to the first hidden layer through a map that starts at 0.
 
-    Item side: rows of the target's codes side by side, mean of its anchors' rows (z_rq and z_vq).
-    Sequence: softmax over a history's coded entries of q.k / sqrt(K) + b.m, with q = A t the
-    target's rows, k the entry's, m which codes it shares with the target, A = 1 and b = 1 at the
-    start. Cross: mean rows of the entries that share a code, and log1p of their number. What has no
-    code adds exactly 0: an item without codes, a history without any, a match of none.
+    Every vector is normalised (LayerNorm without parameters), so that rows that start near 0 weigh
+    as much as other inputs. Item side: the rows of the target's codes, t_1 to t_C (z_rq), and the
+    mean of its anchors' rows (z_vq). Of each history, with k_i the rows of entry i side by side, t
+    those of the target, and m_i which codes both share:
+
+    - sequence: s = sum_i w_i k_i, w = softmax of (A t).k_i / sqrt(K) + b.m_i over coded entries, A
+      and b learned, 1 at the start;
+    - cross: for each shared code c, s_c = the mean of k_i with m_ic = 1, and log1p of their number;
+    - each of these s as it is and times t, entry by entry: what both have in common.
+
+    What has no code adds exactly 0: an item without codes, a history without any, no match.
     """
 
     def __init__(self, spec: FeatureSpec, config: QarmConfig, hidden: int) -> None:
@@ -59,32 +68,29 @@ class Qarm(Module):
         self.config = config
         self.reads = frozenset(bag.name for bag in bags)
         self.places = {bag.name: _place(spec, names[bag.name]) for bag in bags}
-        self.target = [bag for bag in bags if not bag.history and bag.code != "vq"]
-        self.anchors = [bag for bag in bags if bag.code == "vq"]
+        self.target = {bag.code: bag for bag in bags if not bag.history}
         self.histories = [
             [bag for bag in bags if bag.history == name]
             for name in dict.fromkeys(bag.history for bag in bags if bag.history)
         ]
-        k = config.dim * len(config.history_codes)
-        shared = len(config.shared) * ("cross" in config.uses)
-        self.pooled = ("sequence" in config.uses) + shared
-        width = len(self.histories) * (self.pooled * k + shared)
+        k, shared = config.dim * len(config.history_codes), len(config.shared)
+        cross = shared * ("cross" in config.uses)
+        width = len(self.histories) * (2 * k * (("sequence" in config.uses) + cross) + cross)
         if "item" in config.uses:
-            width += config.dim * (len(self.target) + len(self.anchors))
+            width += config.dim * len(self.target)
         if "sequence" in config.uses:
             self.query = nn.ModuleList(nn.Linear(k, k, bias=False) for _ in self.histories)
             for query in self.query:
                 nn.init.eye_(query.weight)  # type: ignore[arg-type]  # a layer's own parameter
-            self.match = nn.ParameterList(torch.ones(1, len(config.shared)) for _ in self.histories)
+            self.match = nn.ParameterList(torch.ones(1, shared) for _ in self.histories)
         self.out = zero_start(width, hidden)
 
     def forward(self, x: NetInputs, *, learning: bool) -> Addition:
         """What the codes add to the first hidden layer."""
         del learning
-        uses = self.config.uses
         parts: list[Tensor] = []
-        if "item" in uses:
-            parts += [self._rows(x, bag) for bag in (*self.target, *self.anchors)]
+        if "item" in self.config.uses:
+            parts += [_normalised(self._rows(x, bag)) for bag in self.target.values()]
         for number, bags in enumerate(self.histories):
             parts += self._history(x, number, bags)
         return Addition(hidden_BH=self.out(torch.cat(parts, 1)))
@@ -94,54 +100,61 @@ class Qarm(Module):
         rows = x.pooled_BD[table][pooled]
         return rows if self.config.trained else rows.detach()
 
-    def _keys(self, x: NetInputs, bag: CodeBag) -> np.ndarray:
+    def _keys(self, x: NetInputs, bag: CodeBag) -> I64:
         return x.step.bags_BL[self.places[bag.name].bag]
 
     def _history(self, x: NetInputs, number: int, bags: list[CodeBag]) -> list[Tensor]:
-        """The pooled forms of one history [B, P K], then log1p of the counts [B, P']."""
-        config = self.config
+        """The pooled forms of one history [B, P K], those times the target, and log1p counts."""
+        uses = self.config.uses
         rows_BLK = torch.cat([self._rows(x, bag) for bag in bags], 2)
+        target_BK = torch.cat([self._rows(x, self.target[bag.code]) for bag in bags], 1)
         matched_BSL = torch.from_numpy(self._matches(x, bags)).to(rows_BLK.device)
-        weights = []
-        if "sequence" in config.uses:
-            weights.append(self._attention(x, number, bags, rows_BLK, matched_BSL))
         counts_BS = matched_BSL.sum(2)
-        if "cross" in config.uses:
+        weights = []
+        if "sequence" in uses:
+            weights.append(self._attention(x, number, bags, rows_BLK, target_BK, matched_BSL))
+        if "cross" in uses:
             weights.append(matched_BSL / counts_BS.clamp(min=1).unsqueeze(2))
         # One product pools all forms: the entries are read once.
-        pooled_BPK = torch.bmm(torch.cat(weights, 1), rows_BLK)
-        parts = [pooled_BPK.flatten(1)]
-        return [*parts, counts_BS.log1p()] if "cross" in config.uses else parts
+        pooled_BPK = _normalised(torch.bmm(torch.cat(weights, 1), rows_BLK))
+        common_BPK = pooled_BPK * _normalised(target_BK).unsqueeze(1)
+        parts = [pooled_BPK.flatten(1), common_BPK.flatten(1)]
+        return [*parts, counts_BS.log1p()] if "cross" in uses else parts
 
-    def _matches(self, x: NetInputs, bags: list[CodeBag]) -> np.ndarray:
+    def _matches(self, x: NetInputs, bags: list[CodeBag]) -> NDArray[np.float32]:
         """1 where an entry has the target's code, float32 [B, S', L]; never for a missing code."""
-        own = {bag.code: bag for bag in self.target}
         found = []
         for bag in bags:
             if bag.code in self.config.shared:
-                key_B1 = self._keys(x, own[bag.code])
+                key_B1 = self._keys(x, self.target[bag.code])
                 found.append((self._keys(x, bag) == key_B1) & (key_B1 != 0))
         if not found:
             return np.zeros((len(x.dense_BD), 0, bags[0].length), np.float32)
         return np.stack(found, 1).astype(np.float32)
 
     def _attention(
-        self, x: NetInputs, number: int, bags: list[CodeBag], rows_BLK: Tensor, matched_BSL: Tensor
-    ) -> Tensor:
+        self, x: NetInputs, number: int, bags: list[CodeBag], rows_BLK: Tensor, target_BK: Tensor,
+        matched_BSL: Tensor,
+    ) -> Tensor:  # fmt: skip
         """Weights [B, 1, L] of the entries; all 0 where target or history have no code."""
-        own = {bag.code: bag for bag in self.target}
-        first = self._keys(x, bags[0])
-        has_B1 = (self._keys(x, own[bags[0].code]) != 0) & (first != 0).any(1, keepdims=True)
-        coded_BL = torch.from_numpy(first != 0).to(rows_BLK.device)
-        query_BK = self.query[number](torch.cat([self._rows(x, own[bag.code]) for bag in bags], 1))
-        scores_BL = torch.bmm(rows_BLK, query_BK.unsqueeze(2)).squeeze(2)
-        scores_BL = scores_BL / math.sqrt(rows_BLK.shape[2])
+        keys_BL = self._keys(x, bags[0])
+        has_B1 = (self._keys(x, self.target[bags[0].code]) != 0) & (keys_BL != 0).any(
+            1, keepdims=True
+        )
+        query_BK1 = self.query[number](target_BK).unsqueeze(2)
+        scores_BL = torch.bmm(rows_BLK, query_BK1).squeeze(2) / math.sqrt(rows_BLK.shape[2])
         # By row first: a sum over all entries at once would depend on the number of threads.
         bias_B1S = self.match[number].expand(len(scores_BL), -1).unsqueeze(1)
         scores_BL = scores_BL + torch.bmm(bias_B1S, matched_BSL).squeeze(1)
-        scores_BL = scores_BL.masked_fill(~coded_BL, OUT_OF_SIGHT)
-        has = torch.from_numpy(has_B1.astype(np.float32)).to(rows_BLK.device)
-        return (scores_BL.softmax(1) * has).unsqueeze(1)
+        uncoded_BL = torch.from_numpy(keys_BL == 0).to(scores_BL.device)
+        weights_BL = scores_BL.masked_fill(uncoded_BL, OUT_OF_SIGHT).softmax(1)
+        has = torch.from_numpy(has_B1.astype(np.float32)).to(scores_BL.device)
+        return (weights_BL * has).unsqueeze(1)
+
+
+def _normalised(x: Tensor) -> Tensor:
+    """LayerNorm over the last axis without parameters; 0 stays 0."""
+    return functional.layer_norm(x, x.shape[-1:])
 
 
 def _place(spec: FeatureSpec, bag: int) -> _Place:
