@@ -34,6 +34,8 @@ class NetInputs:
     present_B1: Tensor
     repeats_BH: Tensor
     step: StepInputs
+    learn_step: int = 0
+    """Number of the learn step, from 1 on; when scoring, of the last one."""
     incoming: NetInputs | None = None
     present_share: float = 1.0
 

@@ -179,6 +179,7 @@ class NetLearner:
             present_B1=x.present_B1,
             repeats_BH=x.repeats_BH,
             step=x,
+            learn_step=self.step,
         )
         return both_inputs(inputs, self.present_share) if self.spec.incoming_blocks else inputs
 

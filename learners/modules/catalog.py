@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from learners.feature_spec import FeatureSpec, IdField
+from learners.modules.em3 import Em3, Em3Config
 from learners.modules.fgcnn import Fgcnn, FgcnnConfig, own_fields
 from learners.modules.flip import Flip, FlipConfig
 from learners.modules.linear_content import LinearContent, LinearContentConfig
@@ -26,6 +27,7 @@ Builder = Callable[[FeatureSpec, Any, int], Module]
 BUILDERS: Mapping[str, Builder] = {
     "linear_content": LinearContent,
     "make": Make,
+    "em3": Em3,
     "simtier": SimTier,
     "simscore": SimScore,
     "qarm": Qarm,
@@ -46,6 +48,7 @@ class ModulesConfig:
 
     linear_content: LinearContentConfig = field(default_factory=LinearContentConfig)
     make: MakeConfig = field(default_factory=MakeConfig)
+    em3: Em3Config = field(default_factory=Em3Config)
     simtier: SimTierConfig = field(default_factory=SimTierConfig)
     simscore: SimScoreConfig = field(default_factory=SimScoreConfig)
     qarm: QarmConfig = field(default_factory=QarmConfig)
