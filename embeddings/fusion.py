@@ -7,15 +7,12 @@ vector of zeros, which would look like a small but real one.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import numpy as np
-import safetensors
-import safetensors.numpy
 import xxhash
 from numpy.typing import NDArray
 
@@ -28,6 +25,7 @@ from embeddings.encoders.protocol import (
     refusals,
 )
 from embeddings.item_content import ItemContent
+from infra.array_file import FileKind, array_file, check_format, write_array_file
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -37,6 +35,9 @@ _ALGORITHM: Final = 1
 """Raised whenever equal parts would get another fused vector."""
 
 _FORMAT: Final = "1"
+_KIND: Final = FileKind(
+    what="items.mean_file", maker="`millrace pretrain mean`", error=EncoderUnavailable
+)
 _ITEMS_PER_CALL: Final = 256
 _NORM_MIN: Final = 1e-6
 """A vector shorter than this has no direction: its modality counts as missing."""
@@ -244,31 +245,16 @@ def fit_means(
 def write_means(path: Path, means: Means) -> None:
     """Write the safetensors file, whole or not at all. Raises OSError."""
     meta = {"format": _FORMAT, "encoders": json.dumps(dict(means.encoders))}
-    arrays = {name: np.ascontiguousarray(mean, np.float32) for name, mean in means.means.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(safetensors.numpy.save(arrays, meta))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_array_file(path, {n: np.asarray(m, np.float32) for n, m in means.means.items()}, meta)
 
 
 def read_means(path: Path) -> Means:
     """The means in `path`; raises EncoderUnavailable."""
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            meta = file.metadata() or {}
-            means = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if meta.get("format") != _FORMAT:
-            raise ValueError(f"expected format {_FORMAT}, got {meta.get('format')}")
-        encoders = json.loads(meta["encoders"])
-    except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
-        raise EncoderUnavailable(
-            f"items.mean_file {path}: cannot be used ({error}); `millrace pretrain mean` makes one"
-        ) from error
-    if not all(np.isfinite(mean).all() and mean.ndim == 1 for mean in means.values()):
-        raise EncoderUnavailable(f"items.mean_file {path}: a mean is not a finite vector")
+    with array_file(path, _KIND) as (means, header):
+        check_format(header.get("format"), _FORMAT)
+        if any(mean.ndim != 1 for mean in means.values()):
+            raise ValueError("a mean is not a vector")
+        encoders = json.loads(header["encoders"])
     return Means(means=means, encoders=encoders)
 
 

@@ -6,20 +6,18 @@ The file is safetensors: `weight`, `bias`, with hidden units also `inner`, `inne
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import safetensors
-import safetensors.numpy
 import xxhash
 from numpy.typing import NDArray
 
 from embeddings.encoders.protocol import Encoder, Loadable, read_of, refusals
 from embeddings.item_content import ItemContent
+from infra.array_file import FileKind, array_file, check_format, write_array_file
 from infra.errors import InputError
 
 F32 = NDArray[np.float32]
@@ -30,6 +28,11 @@ _HIDDEN: Final = {"inner", "inner_bias", "outer"}
 
 class ProjectionUnusable(InputError):  # reads as the state of the file
     """The file holds no projection, or one of another encoder."""
+
+
+_KIND: Final = FileKind(
+    what="projection", maker="`millrace pretrain scl`", error=ProjectionUnusable
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,33 +148,13 @@ class ProjectedEncoder:
 def write_projection(path: Path, projection: Projection) -> None:
     """Write the file, whole or not at all. Raises OSError."""
     meta = {"format": _FORMAT, "encoder": projection.encoder, "facts": json.dumps(projection.facts)}
-    data = safetensors.numpy.save(
-        {name: np.ascontiguousarray(a, np.float32) for name, a in projection.arrays.items()}, meta
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    arrays = {name: np.asarray(array, np.float32) for name, array in projection.arrays.items()}
+    write_array_file(path, arrays, meta)
 
 
 def read_projection(path: Path) -> Projection:
     """The projection in `path`; raises ProjectionUnusable."""
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            meta = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if meta.get("format") != _FORMAT:
-            raise ValueError(f"expected format {_FORMAT}, got {meta.get('format')}")
-        projection = Projection(
-            arrays=arrays, encoder=meta["encoder"], facts=json.loads(meta["facts"])
-        )
-    except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
-        raise ProjectionUnusable(
-            f"projection {path}: cannot be used ({error}); `millrace pretrain scl` makes one"
-        ) from error
-    if not all(np.isfinite(array).all() for array in arrays.values()):
-        raise ProjectionUnusable(f"projection {path}: a weight is not finite")
-    return projection
+    with array_file(path, _KIND) as (arrays, header):
+        check_format(header.get("format"), _FORMAT)
+        facts = json.loads(header["facts"])
+        return Projection(arrays=arrays, encoder=header["encoder"], facts=facts)

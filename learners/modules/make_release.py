@@ -6,7 +6,6 @@ A release is of one encoder's vectors and knows labels until a time: both stand 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,9 +15,8 @@ import numpy as np
 import torch
 import xxhash
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
+from infra.array_file import FileKind, array_file, check_format, write_array_file
 from infra.errors import InputError
 from learners.modules.make_net import ExtractorConfig, MakeNet
 
@@ -28,6 +26,11 @@ _KEY: Final = "millrace.make"
 
 class MakeReleaseUnusable(InputError):  # reads as the state of the file
     """The file holds no extractor; the message says what was expected."""
+
+
+_KIND: Final = FileKind(
+    what="make release", maker="`millrace pretrain make`", error=MakeReleaseUnusable
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,15 +96,8 @@ def write_release(path: Path, release: MakeRelease) -> None:
         "dim": release.dim, "histories": release.histories, "encoder": release.encoder,
         "from_ms": release.from_ms, "until_ms": release.until_ms, "facts": dict(release.facts),
     }  # fmt: skip
-    arrays = {n: np.ascontiguousarray(a, np.float32) for n, a in release.arrays.items()}
-    data = save(arrays, metadata={_KEY: json.dumps(manifest)})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    arrays = {n: np.asarray(a, np.float32) for n, a in release.arrays.items()}
+    write_array_file(path, arrays, {_KEY: json.dumps(manifest)})
 
 
 def read_release(path: Path) -> MakeRelease:
@@ -109,12 +105,9 @@ def read_release(path: Path) -> MakeRelease:
 
     Also where a weight is not finite.
     """
-    try:
-        with safe_open(str(path), framework="numpy") as file:
-            manifest = json.loads((file.metadata() or {})[_KEY])
-            if manifest["format"] != _FORMAT:
-                raise ValueError(f"expected format {_FORMAT}, got {manifest['format']!r}")
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    with array_file(path, _KIND) as (arrays, header):
+        manifest = json.loads(header[_KEY])
+        check_format(manifest["format"], _FORMAT)
         extractor = dict(manifest["extractor"])
         release = MakeRelease(
             arrays=arrays,
@@ -124,11 +117,5 @@ def read_release(path: Path) -> MakeRelease:
         )  # fmt: skip
         if release.version != manifest["version"]:
             raise ValueError(f"its weights are not those of version {manifest['version']}")
-        if not all(np.isfinite(a).all() for a in arrays.values()):
-            raise ValueError("a weight is not finite")
         release.net()
-    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
-        raise MakeReleaseUnusable(
-            f"make release {path}: cannot be used ({error}); `millrace pretrain make` makes one"
-        ) from error
     return release
