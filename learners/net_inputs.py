@@ -47,6 +47,8 @@ class RankerNet(nn.Module):
     """
 
     modules_on: Sequence[tuple[str, Module]] = ()
+    takes_incoming: bool = False
+    """Whether it can read the vectors of an incoming encoder version."""
     incoming_on: Sequence[tuple[str, Module]] = ()
     """The modules that read item vectors once more, for the incoming encoder version."""
 

@@ -320,7 +320,8 @@ class NetLearner:
         m.refresh()
         for _, module in self.net.modules_on:
             module.apply(parts)
-        of_incoming = {n.removeprefix(PREFIX): p for n, p in parts.items() if n.startswith(PREFIX)}
+        of_incoming = {"dense": dense}
+        of_incoming |= {n.removeprefix(PREFIX): p for n, p in parts.items() if n.startswith(PREFIX)}
         for _, module in self.net.incoming_on:
             module.apply(of_incoming)
         self.step = int(dense.meta["step"])

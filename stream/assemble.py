@@ -33,14 +33,16 @@ class Assembler:
         policy: LabelPolicy | None = None,
         *,
         compact: bool = False,
+        incoming: ItemTable | None = None,
     ) -> None:
         """`policy` turns facts into rows; the default waits for all windows.
 
         `compact`: batches bring a content table of their own rows, for a learner on a device.
+        `incoming`: vectors of another encoder version, beside those of `items`.
         """
         self._compact = compact
         self._plan = plan
-        self._items = items
+        self._items, self._incoming = items, incoming
         self._policy = policy or WindowPolicy()
         self._n_histories = len(plan.config.history)
         kinds = list(plan.config.label)
@@ -74,7 +76,8 @@ class Assembler:
             ids_BF=torch.from_numpy(self._ids(samples, attributes)),
             bags_BL=tuple(torch.from_numpy(b) for b in self._bags(samples, attributes)),
             dense_BD=torch.from_numpy(self.dense(samples, attributes)),
-            content=self._content(samples) if plan.spec.content_dim else None,
+            content=self._content(samples, self._items) if plan.spec.content_dim else None,
+            incoming=self._content(samples, self._incoming) if self._incoming else None,
             labels_BK=torch.from_numpy(rows.labels_nK),
             label_mask_BK=torch.from_numpy(rows.label_mask_nK),
             weight_B=torch.from_numpy(1.0 / samples.sample_rate_n),
@@ -123,8 +126,8 @@ class Assembler:
             found |= {(history, a): v for a, v in zip(attributes, values, strict=True)}
         return [found[column] for column in wanted]
 
-    def _content(self, s: Samples) -> ContentRows:
-        found = self._items.lookup(s.item_n, s.history_nL, compact=self._compact)
+    def _content(self, s: Samples, items: ItemTable) -> ContentRows:
+        found = items.lookup(s.item_n, s.history_nL, compact=self._compact)
         return ContentRows(
             table_VC=torch.from_numpy(found.table_VC),
             target_B=torch.from_numpy(found.target_B),
@@ -134,7 +137,7 @@ class Assembler:
                 torch.from_numpy((1.0 / np.maximum(n, 1)).astype(np.float32) * (n > 0))
                 for n in found.bag_found_B
             ),
-            encoder=self._items.encoder_version,
+            encoder=items.encoder_version,
         )
 
     def dense(self, s: Samples, attributes: ItemFeatures) -> F32:

@@ -22,15 +22,17 @@ from infra.snapshot_format import Damage, SnapshotRef
 from infra.snapshot_store import SnapshotStore
 from infra.snapshot_writer import SnapshotWriter
 from infra.state import Meta
+from learners.growth import INCOMING
 from learners.modules.catalog import BUILDERS
 from learners.net_learner import NetLearner
 from stream import kernels as k
-from stream.composition import Composition
+from stream.composition import Composition, next_store_path
 from stream.config import Config
 from stream.positions import Position
 from stream.records import TopicPartition
 
 VECTORS = "vectors"
+NEXT_VECTORS = "nextvectors"
 # What may differ between a snapshot and the run that continues it: nothing that state depends on.
 _FREE: tuple[str, ...] = (
     "snapshot.", "stream.max_slice_events", "stream.buffered_max", "stream.idle_ms", "ranker.grow",
@@ -62,9 +64,13 @@ def misfits(saved: Mapping[str, Any], config: Config) -> list[str]:
     """How the configuration of a snapshot differs from `config` in what state depends on.
 
     Where the ranker may grow, its modules are free: the ranker itself refuses what does not fit.
+    A new encoder version may come in.
     """
     lines = loader.differences(saved, loader.to_dict(config))
     free = _FREE
+    before = saved.get("items", {}).get("next", "")
+    if not before or config.ranker.grow:  # a version comes in, or is given up
+        free += ("items.next",)
     if config.ranker.grow:
         free += tuple(f"ranker.options.{module}." for module in BUILDERS)
     return [line for line in lines if not line.lstrip().startswith(free)]
@@ -75,6 +81,8 @@ def _growth(learner: object) -> list[str]:
     if not isinstance(learner, NetLearner):
         return []
     change = learner.change
+    if INCOMING in change.begun:
+        return ["a new encoder version comes in: its weights begin at 0, no score changes"]
     return [f"module '{name}' begins afresh" for name in change.begun] + [
         f"module '{name}' of the snapshot is dropped" for name in change.dropped
     ]
@@ -101,12 +109,18 @@ class Checkpointer:
         return Restored(ref=found.ref, meta=meta, damaged=found.damaged)
 
     def prepare_vectors(self, ref: SnapshotRef | None, target: Path) -> tuple[str, ...]:
-        """Put the snapshot's copy of the item vectors at `target`, ready to be opened."""
+        """Put the snapshot's copy of the item vectors at `target`, ready to be opened.
+
+        Those of a version that comes in are put beside.
+        """
         if ref is None:
             return ()
-        if VECTORS not in self.store.manifest(ref).linked:
+        linked = self.store.manifest(ref).linked
+        if VECTORS not in linked:
             return ("vectors: rebuilt (the snapshot has no copy; not bit-identical)",)
-        self.store.copy_linked(ref, VECTORS, target, link_suffixes=(".sst", ".blob"))
+        for name, to in ((VECTORS, target), (NEXT_VECTORS, next_store_path(target))):
+            if name in linked:
+                self.store.copy_linked(ref, name, to, link_suffixes=(".sst", ".blob"))
         return ()
 
     @staticmethod
@@ -132,7 +146,8 @@ class Checkpointer:
                 raise InputError(f"snapshot {found.ref} does not fit: {error}") from error
             notes += _growth(composition.pipeline.learner)
             if VECTORS not in self.store.manifest(found.ref).linked:
-                composition.pipeline.items.read_again()
+                for table in composition.pipeline.tables:
+                    table.read_again()
             here = machine()
             notes += [
                 f"not bit-identical: {name} is {here[name]}, the snapshot's was {old}"
@@ -161,8 +176,10 @@ class Checkpointer:
         self._collect(composition)
         pipeline = composition.pipeline
         self._scratch.mkdir(parents=True, exist_ok=True)
-        checkpoint = self._scratch / f"checkpoint-{uuid.uuid4().hex}"
-        pipeline.items.checkpoint(checkpoint)
+        linked = {}
+        for name, table in zip((VECTORS, NEXT_VECTORS), pipeline.tables, strict=False):
+            linked[name] = self._scratch / f"checkpoint-{uuid.uuid4().hex}"
+            table.checkpoint(linked[name])
         self._submitted = dict(pipeline.positions())
         self._last_samples = pipeline.ledger.samples
         meta: Meta = {
@@ -179,7 +196,7 @@ class Checkpointer:
         }
         taken = self._writer.submit(
             pipeline.ledger.samples, pipeline.export_full(), meta,
-            linked_dirs={VECTORS: checkpoint},
+            linked_dirs=linked,
         )  # fmt: skip
         self.taken += taken
         return taken

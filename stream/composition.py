@@ -37,11 +37,14 @@ from learners.side_by_side import SideBySide
 from stream.code_features import wanted_bags
 from stream.config import CODES_PATH, Config, ItemsConfig, RankerConfig
 from stream.feature_plan import ATTRIBUTE, FeaturePlan, plan
+from stream.item_intake import ItemIntake
 from stream.items import ItemTable, ItemTableConfig
 from stream.pipeline import OnlinePipeline, Span, no_span
 from stream.placebo import PermutedContent
 
 DEFAULT_PRESET = "default"
+NEXT_ITEMS = "items.next"
+"""Name of the incoming item table's part."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +64,15 @@ class Variation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Incoming:
+    """A new encoder version beside the present one: its embedder and its own store."""
+
+    items: ItemsConfig
+    embedder: Embedder
+    store: VectorStore
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Composition:
     """What a run consists of."""
 
@@ -69,10 +81,20 @@ class Composition:
     store: VectorStore
     embedder: Embedder
     pipeline: OnlinePipeline
+    incoming: Incoming | None = None
+
+    def intake(self) -> ItemIntake:
+        """What offers item records to the pipeline's tables."""
+        if self.incoming is None:
+            return ItemIntake(self.pipeline.items, self.embedder)
+        new = (self.pipeline.tables[1], self.incoming.embedder)
+        return ItemIntake(self.pipeline.items, self.embedder, new)
 
     def close(self) -> None:
-        """Close the store, and the threads of learners side by side."""
+        """Close the stores, and the threads of learners side by side."""
         self.store.close()
+        if self.incoming is not None:
+            self.incoming.store.close()
         if isinstance(self.pipeline.learner, SideBySide):
             self.pipeline.learner.close()
 
@@ -188,58 +210,110 @@ def compose(
 
     Raises InputError where the learner's options do not fit, and what the store raises.
     """
-    feature_plan = plan(config)
     embedder = embedder_of(config)
-    store: VectorStore = (
-        MemoryVectorStore(embedder.version)
-        if store_path is None
-        else RocksVectorStore(RocksVectorStoreConfig(path=store_path), embedder.version)
-    )
-    cache = VectorCacheConfig(
-        dim=max(config.items.content_dim, 1),
-        rows_max=config.items.cache_rows,
-        # To turn int8 rows into numbers once, when they are read, is cheaper than in every batch.
-        dtype="float32" if config.items.dtype == "float32" else "float16",
-    )
+    incoming = _incoming(config, embedder, store_path)
+    feature_plan = plan(config, incoming.items if incoming else None)
+    store = _store(store_path, embedder.version)
     attributes = feature_plan.attributes
+    sources = (*attributes.ids, *attributes.multis, *attributes.dense)
     variation = variation or Variation(arms={})
     table: Callable[..., ItemTable] = ItemTable
     if variation.permuted is not None:
+        if incoming is not None:
+            raise InputError(
+                "permuted content is compared within one encoder version: no items.next"
+            )
         table = partial(PermutedContent, variation.permuted, variation.seed)
-    items = table(
-        store,
-        ItemTableConfig(
-            topic=config.topics.item_vectors, pending_bytes_max=config.items.pending_bytes_max
-        ),
-        cache,
-        (*attributes.ids, *attributes.multis, *attributes.dense),
-    )
+    items = table(store, _table_config(config, "items"), _cache(config.items), sources)
+    beside = None if incoming is None else ItemTable(
+        incoming.store, _table_config(config, NEXT_ITEMS), _cache(incoming.items)
+    )  # fmt: skip
     learner = variation.learner or _learner(
-        config, feature_plan.spec, variation, embedder.version
+        config, feature_plan.spec, variation, embedder.version, incoming
     )
     device = getattr(learner, "device", None)
     on_device = device is not None and device.type != "cpu"
     pipeline = OnlinePipeline(
         feature_plan, learner, items, span=span, on_device=on_device,
         arms=max(1, len(variation.arms)),
+        incoming=beside,
     )  # fmt: skip
     return Composition(
-        config=config, plan=feature_plan, store=store, embedder=embedder, pipeline=pipeline
+        config=config, plan=feature_plan, store=store, embedder=embedder, pipeline=pipeline,
+        incoming=incoming,
+    )  # fmt: skip
+
+
+def next_store_path(store_path: Path) -> Path:
+    """Where the vectors of the version that comes in are kept, beside those at `store_path`."""
+    return store_path.with_name(f"{store_path.name}.next")
+
+
+def next_items_of(config: Config) -> ItemsConfig:
+    """What makes the vectors of `items.next`; raises InputError."""
+    return load_config(config.items.next, ()).items
+
+
+def _incoming(config: Config, present: Embedder, store_path: Path | None) -> Incoming | None:
+    """The new version of `items.next`; raises InputError where it is the present one."""
+    if not config.items.next:
+        return None
+    items = next_items_of(config)
+    embedder = embedder_of(replace(config, items=items))
+    if embedder.version == present.version or not (config.items.dim and items.dim):
+        raise InputError(
+            f"items.next '{config.items.next}': makes vectors of encoder '{embedder.version}', "
+            f"which must differ from the present '{present.version}', and both need items.dim"
+        )
+    path = None if store_path is None else next_store_path(store_path)
+    return Incoming(items=items, embedder=embedder, store=_store(path, embedder.version))
+
+
+def _store(path: Path | None, version: str) -> VectorStore:
+    if path is None:
+        return MemoryVectorStore(version)
+    return RocksVectorStore(RocksVectorStoreConfig(path=path), version)
+
+
+def _table_config(config: Config, part: str) -> ItemTableConfig:
+    return ItemTableConfig(
+        topic=config.topics.item_vectors, part=part,
+        pending_bytes_max=config.items.pending_bytes_max,
+    )  # fmt: skip
+
+
+def _cache(items: ItemsConfig) -> VectorCacheConfig:
+    return VectorCacheConfig(
+        dim=max(items.content_dim, 1),
+        rows_max=items.cache_rows,
+        # To turn int8 rows into numbers once, when they are read, is cheaper than in every batch.
+        dtype="float32" if items.dtype == "float32" else "float16",
     )
 
 
-def _learner(config: Config, spec: FeatureSpec, variation: Variation, encoder: str) -> Learner:
+def _learner(
+    config: Config,
+    spec: FeatureSpec,
+    variation: Variation,
+    encoder: str,
+    incoming: Incoming | None,
+) -> Learner:
     def build(ranker: RankerConfig, where: str) -> Learner:
         try:
             learner = catalog.build(ranker.name, spec, ranker_options(ranker.options))
             if isinstance(learner, NetLearner):
                 for _, module in learner.net.modules_on:
                     module.check_content(encoder)
+                for _, module in learner.net.incoming_on:
+                    module.check_content(incoming.embedder.version if incoming else "")
         except ValueError as error:
             raise InputError(f"{where}: {error}") from error
         if isinstance(learner, NetLearner):
             learner.reports_logits = config.stream.predict_at == "settle"
             learner.grows = ranker.grow
+            learner.fading = config.items.fading()
+            if incoming and not learner.net.takes_incoming:
+                raise InputError(f"{where}: ranker '{ranker.name}' cannot take items.next")
         return learner
 
     if not variation.arms:

@@ -13,6 +13,7 @@ from embeddings.codes.codebook import CODES_PREFIX
 from embeddings.encoders.attributes import AttributeEncoderConfig
 from infra.telemetry import TelemetryConfig
 from learners.feature_spec import ContentBlock
+from learners.incoming import Fading
 from stream.counters import CounterConfig
 from stream.kafka.settings import EmbedConfig, KafkaConfig, TopicsConfig, WorkerConfig
 from stream.label_policy import LabelConfig
@@ -120,7 +121,10 @@ class ItemsConfig:
     of a trained projection, the last stage of the encoder. `encoders`: names of encoders, whose
     vectors are fused by `weights` after the means of `mean_file` are taken off. `codebook`: a
     release of codes that items get as attributes `codes.…`. `keep`: lengths of the vectors of
-    single encoders, by name, that are kept as blocks beside the one of `dim` numbers.
+    single encoders, by name, that are kept as blocks beside the one of `dim` numbers. `next`: a
+    configuration whose `[items]` make the vectors of a new version that comes in beside this one:
+    both are read for `next_beside_samples` learned samples, then this one fades within
+    `next_fade_samples`.
     """
 
     dim: int = 128
@@ -133,6 +137,9 @@ class ItemsConfig:
     weights: dict[str, float] = field(default_factory=dict)
     mean_file: str = ""
     keep: dict[str, int] = field(default_factory=dict)
+    next: str = ""
+    next_beside_samples: int = 50_000
+    next_fade_samples: int = 200_000
     codebook: str = ""
     attributes: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
@@ -152,6 +159,7 @@ class ItemsConfig:
             raise ValueError(f"items: weights must be above 0 and at most 1000: {bad}")
         if bad := [name for name, dim in self.keep.items() if not 1 <= dim <= 65_536]:
             raise ValueError(f"items.keep: a length must be 1 to 65536: {bad}")
+        self.fading()
         if self.keep and (self.supplied or not self.dim):
             raise ValueError(
                 "items.keep: needs items.dim above 0, and no items.supplied; the encoder "
@@ -171,6 +179,10 @@ class ItemsConfig:
     def content_dim(self) -> int:
         """Length of an item vector, all blocks together; 0: no content."""
         return sum(block.dim for block in self.blocks)
+
+    def fading(self) -> Fading:
+        """How the vectors of `next` come in and these go."""
+        return Fading(beside_samples=self.next_beside_samples, fade_samples=self.next_fade_samples)
 
     def encoder(self) -> AttributeEncoderConfig:
         """Configuration of the attribute encoder."""

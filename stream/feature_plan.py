@@ -6,7 +6,7 @@ stores, which keys each counter has, and what the learner is told. Moves no data
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -17,7 +17,7 @@ from learners.modules.qarm_codes import CodeBag
 from stream import kernels
 from stream.code_features import code_features, history_bags
 from stream.codec_spec import DecodeSpec, DenseSource, IdSource, MultiSource
-from stream.config import Config, FeatureConfig
+from stream.config import Config, FeatureConfig, ItemsConfig
 from stream.counters import BUCKET_MS, CounterConfig, decay_table
 from stream.events import TopicRole
 from stream.join import JoinShape
@@ -108,8 +108,8 @@ class FeaturePlan:
         )  # fmt: skip
 
 
-def plan(config: Config) -> FeaturePlan:
-    """The layouts of a configuration."""
+def plan(config: Config, incoming: ItemsConfig | None = None) -> FeaturePlan:
+    """The layouts of a configuration; `incoming`: what makes the vectors of `items.next`."""
     singles = [f for f in config.feature if f.kind == "id"]
     codes, of_histories = code_features(config), history_bags(config)
     multis = [*(f for f in config.feature if f.kind == "multi-id"), *codes]
@@ -145,7 +145,10 @@ def plan(config: Config) -> FeaturePlan:
         dense=tuple(dense_places),
         counters=counters,
         user_salt=salt_of("user"),
-        spec=_spec(config, singles, multis, dense, counters, of_histories),
+        spec=replace(
+            _spec(config, singles, multis, dense, counters, of_histories),
+            incoming_blocks=incoming.blocks if incoming else (),
+        ),
         shape=JoinShape(
             ids=len(e_ids), multi=sum(f.length for f in e_multis), dense=len(e_dense),
             labels=len(config.label), kinds=len(config.click_kinds), counters=1 + len(counters),

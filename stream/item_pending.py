@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgpack
@@ -49,6 +49,19 @@ class ItemPosition(NamedTuple):
     def from_bytes(cls, value: bytes) -> ItemPosition:
         """The inverse of `to_bytes`."""
         return cls(*msgpack.unpackb(value))
+
+
+def earliest(tables: Sequence[Mapping[int, ItemPosition]]) -> dict[int, ItemPosition]:
+    """Where reading continues for several tables of one topic, by partition.
+
+    A partition that one of them has not begun, or that they have of different sources, begins anew.
+    """
+    found: dict[int, ItemPosition] = {}
+    for partition in set.intersection(*(set(positions) for positions in tables)):
+        of = [positions[partition] for positions in tables]
+        if len({position.source_id for position in of}) == 1:
+            found[partition] = min(of, key=lambda position: position[1:])
+    return found
 
 
 class _Waiting(NamedTuple):

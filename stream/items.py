@@ -28,12 +28,13 @@ _ROWS_PER_WRITE = 8_192
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ItemTableConfig:
-    """`topic` names the positions. Updates that wait are bounded by `pending_bytes_max`.
+    """`topic` names the positions, `part` the snapshots' part; `pending_bytes_max` bounds updates.
 
     The bound is soft: `wants_more` turns False there, but nothing that is offered gets lost.
     """
 
     topic: str = "item-vectors"
+    part: str = "items"
     pending_bytes_max: int = 64 << 20
 
     def __post_init__(self) -> None:
@@ -46,7 +47,8 @@ class ItemCounts:
     """Updates so far: `applied` (upserts and deletions), `deleted` of them, and not applied ones.
 
     `late`: offered after the boundary at which they should have been applied. `repeated`: offered
-    again. `rejected`: unusable values.
+    again. `rejected`: unusable values. `other_versions`: vectors of an encoder version that is not
+    read here; `tombstones`: records without value, which rid the topic of one; both are skipped.
     """
 
     applied: int = 0
@@ -54,6 +56,8 @@ class ItemCounts:
     late: int = 0
     rejected: int = 0
     repeated: int = 0
+    other_versions: int = 0
+    tombstones: int = 0
 
 
 class RefusedUpdate(NamedTuple):
@@ -101,6 +105,11 @@ class ItemTable:
         return self._store.encoder_version
 
     @property
+    def part_name(self) -> str:
+        """Name of its part in snapshots."""
+        return self._config.part
+
+    @property
     def cache(self) -> VectorCache:
         """The hot level, for its counts."""
         return self._cache
@@ -137,6 +146,11 @@ class ItemTable:
                 continue
             self.counts.late += self._pending.hold(source_id, update)
         return refused
+
+    def skip(self, source_id: str, update: ItemUpdate) -> None:
+        """Move on past an update that is not for this table; the table's clocks stay."""
+        if self._pending.is_new(source_id, update):
+            self._pending.skip(source_id, update)
 
     def apply_until(self, clock_ms: int) -> int:
         """How many updates were applied: all whose key is below `clock_ms`, in key order.
@@ -201,7 +215,8 @@ class ItemTable:
         arrays, meta = self._pending.to_state()
         own = {"counts": asdict(self.counts), "version": self.version, "topic": self._config.topic}
         encoder = {"encoder": self.encoder_version}
-        return [Part(name="items", part_class="train", arrays=arrays, meta=meta | own | encoder)]
+        meta |= own | encoder
+        return [Part(name=self._config.part, part_class="train", arrays=arrays, meta=meta)]
 
     def export_since(self, mark: int) -> Sequence[Part]:
         """The same as `export_full`: it is small."""
@@ -209,14 +224,14 @@ class ItemTable:
         return self.export_full()
 
     def apply(self, parts: Mapping[str, Part]) -> None:
-        """Takes the state from the part `items`; the store must be its checkpoint's copy.
+        """Takes the state from its part; the store must be its checkpoint's copy.
 
         Raises KeyError without the part, ValueError when its encoder is not the store's.
         """
-        part = parts["items"]
+        part = parts[self._config.part]
         if part.meta["encoder"] != self.encoder_version:
             raise ValueError(
-                f"part 'items': expected encoder '{self.encoder_version}', "
+                f"part '{part.name}': expected encoder '{self.encoder_version}', "
                 f"got '{part.meta['encoder']}'"
             )
         self._pending = PendingItems.from_state(part)

@@ -71,14 +71,17 @@ class OnlinePipeline:
         span: Span = no_span,
         on_device: bool = False,
         arms: int = 1,
+        incoming: ItemTable | None = None,
     ) -> None:
         """Empty state; `assign` says which partitions there are.
 
         `on_device`: the learner's weights are not in this process's memory, but on a GPU. `arms`:
-        logits a row, of learners side by side; live metrics are those of the first.
+        logits a row, of learners side by side; live metrics are those of the first. `incoming`:
+        vectors of another encoder version, read beside those of `items`.
         """
         stream, topics = plan.config.stream, plan.config.topics
         self.plan, self.learner, self.items = plan, learner, items
+        self.tables: tuple[ItemTable, ...] = (items,) if incoming is None else (items, incoming)
         self._span = span
         self._impressions = ImpressionDecoder(plan.impression_spec)
         self._clicks = ClickDecoder(plan.click_spec)
@@ -88,7 +91,7 @@ class OnlinePipeline:
         self.predicted = PredictionMemory(arms)
         self.weights_ms = 0
         self._keys = EventKeys(plan, items)
-        self._assembler = Assembler(plan, items, compact=on_device)
+        self._assembler = Assembler(plan, items, compact=on_device, incoming=incoming)
         self.ledger = Ledger()
         self.metrics = ProgressiveMetrics()
         self.counts: dict[str, int] = {
@@ -206,7 +209,9 @@ class OnlinePipeline:
     def _run(self, released: Released, report: PipelineReport) -> None:
         if not self._started and released.clock_n[-1] > 0:
             # Rejected records before the first event have no time of their own.
-            self.items.apply_until(int(released.clock_n[np.argmax(released.clock_n > 0)]))
+            first_ms = int(released.clock_n[np.argmax(released.clock_n > 0)])
+            for table in self.tables:
+                table.apply_until(first_ms)
             self._started = True
         for letter in released.rejected:
             self._reject(letter, report)
@@ -276,7 +281,8 @@ class OnlinePipeline:
 
     def _step(self, report: PipelineReport) -> None:
         """One learn step: item updates, predictions of what was shown since the last, learning."""
-        self.items.apply_until(self.join.clock_ms)
+        for table in self.tables:
+            table.apply_until(self.join.clock_ms)
         stream = self.plan.config.stream
         if stream.predict_at == "impression":
             self._predict()
@@ -353,7 +359,7 @@ class OnlinePipeline:
             Part(name="pipeline", part_class="train", meta=meta),
             *self.join.export_full(),
             self.predicted.export(self.join.slots_in_use()),
-            *self.items.export_full(),
+            *(part for table in self.tables for part in table.export_full()),
             *self.metrics.export_full(),
             *self.learner.export_full(),
         ]
@@ -373,5 +379,9 @@ class OnlinePipeline:
         self.predicted.apply(parts)
         self.join.apply(parts)
         self.items.apply(parts)
+        for table in self.tables[1:]:
+            # A version that comes in now has no part yet: it is read from the beginning.
+            if table.part_name in parts:
+                table.apply(parts)
         self.metrics.apply(parts)
         self.learner.apply(parts)

@@ -13,7 +13,6 @@ import numpy as np
 from stream.codec_write import click_body, encode_event, encode_key, impression_body, item_body
 from stream.composition import compose
 from stream.config import Config
-from stream.item_intake import ItemIntake
 from stream.positions import Position
 from stream.records import RecordBatch, TopicPartition
 
@@ -41,7 +40,7 @@ def warm_up(config: Config) -> int:
                 organic = click_body(item_id=i % 4, user_id=i % 3, ts_ms=ts_ms, kind=kind)
                 joined = {**organic, "request_id": i}
                 clicks += [(encode_key(i % 3), encode_event("click", c)) for c in (organic, joined)]
-        intake = ItemIntake(pipeline.items, composition.embedder)
+        intake = composition.intake()
         intake.items("warm-up", [_records(topics.items, items)])
         pipeline.assign(
             [

@@ -63,6 +63,7 @@ SHELLS = (
     "stream.report.pages",
     "stream.scoring",
     "stream.validate",
+    "stream.version_adoption",
     "stream.warm_up",
 )
 DATA_SET = "kuai" + "rand"

@@ -53,6 +53,8 @@ class IdContentNet(RankerNet):
     The one place where methods meet: each module adds to the first hidden layer or to the logit.
     """
 
+    takes_incoming = True
+
     def __init__(self, spec: FeatureSpec, config: IdContentConfig) -> None:
         super().__init__()
         p = config.content_projection

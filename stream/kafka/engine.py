@@ -20,10 +20,9 @@ from infra.clock import Clock, SystemClock
 from infra.errors import FaultError
 from infra.telemetry import NO_TELEMETRY, Telemetry
 from stream.checkpoint import Checkpointer, Restored
-from stream.composition import Composition, compose
+from stream.composition import Composition, compose, next_store_path
 from stream.config import Config
-from stream.item_intake import ItemIntake
-from stream.item_pending import ItemPosition
+from stream.item_pending import ItemPosition, earliest
 from stream.kafka.contract import MakeEngine
 from stream.metrics import PipelineProbe
 from stream.pipeline import PipelineReport
@@ -68,7 +67,7 @@ class LivePipeline:
         self._composition, self._log, self._clock = composition, log, clock
         self._probe = probe
         self._pipeline = composition.pipeline
-        self._intake = ItemIntake(self._pipeline.items, composition.embedder)
+        self._intake = composition.intake()
         self._latency = Latency()
 
     def assign(self, partitions: Mapping[TopicPartition, Position]) -> None:
@@ -109,11 +108,11 @@ class LivePipeline:
 
     def wants_items(self) -> bool:
         """Whether there is room for more of them."""
-        return self._pipeline.items.wants_more()
+        return all(table.wants_more() for table in self._pipeline.tables)
 
     def item_positions(self) -> Mapping[int, ItemPosition]:
         """Where reading them continues."""
-        return self._pipeline.items.next_positions()
+        return earliest([table.next_positions() for table in self._pipeline.tables])
 
     def flush_predictions(self) -> list[str] | None:
         """Make the prediction log durable; the names of its parts, None without a log."""
@@ -131,7 +130,7 @@ class LivePipeline:
         return {
             **counts_of(self._pipeline),
             "clock_ms": clock_ms,
-            "waiting_items": self._pipeline.items.pending,
+            "waiting_items": sum(table.pending for table in self._pipeline.tables),
             "metrics": self._pipeline.metrics.scores(),
             "recent_metrics": self._pipeline.metrics.scores(recent=True),
             "settle_to_update_ms": self._latency.quantiles(),
@@ -268,7 +267,8 @@ def engine_maker(
 
         def close() -> None:
             composition.close()
-            shutil.rmtree(vectors, ignore_errors=True)
+            for store in (vectors, next_store_path(vectors)):
+                shutil.rmtree(store, ignore_errors=True)
 
         return LiveEngine(
             pipeline=pipeline,

@@ -15,9 +15,8 @@ from typing import Any
 
 from infra.errors import InputError
 from stream.checkpoint import Checkpointer, Restored
-from stream.composition import Composition, Variation, compose
+from stream.composition import Composition, Variation, compose, next_store_path
 from stream.config import Config
-from stream.item_intake import ItemIntake
 from stream.pipeline import PipelineReport
 from stream.positions import Position, record_hash
 from stream.prediction_log import PredictionLog
@@ -101,7 +100,7 @@ class Replay:
         except BaseException:
             self._composition.close()
             raise
-        self._intake = ItemIntake(self._composition.pipeline.items, self._composition.embedder)
+        self._intake = self._composition.intake()
         self._items_rejected: dict[str, int] = dict(self.restored.meta.get("items_rejected", {}))
         self._refused_before: dict[str, int] = dict(self.restored.meta.get("items_refused_to", {}))
         self._refused_to = dict(self._refused_before)
@@ -269,7 +268,8 @@ def _make_folder(report: Path) -> None:
     """The report folder, without the item vectors of an earlier run."""
     try:
         report.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(report / "vectors", ignore_errors=True)
+        for store in (report / "vectors", next_store_path(report / "vectors")):
+            shutil.rmtree(store, ignore_errors=True)
     except OSError as error:
         raise InputError(
             f"report directory '{report}': cannot be written ({error.strerror})"

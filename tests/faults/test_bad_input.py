@@ -188,7 +188,7 @@ def with_vectors(log, path, values):
     return path
 
 
-def test_vectors_of_another_dimension_or_encoder_are_refused_one_by_one(log, tmp_path):
+def test_vectors_of_another_dimension_or_encoder_are_left_out_one_by_one(log, tmp_path):
     fine = [(encode_key(item), vector_value(item, number=item / 40)) for item in range(40)]
     bad = [
         (encode_key(3), vector_value(3, dim=8)),
@@ -202,8 +202,10 @@ def test_vectors_of_another_dimension_or_encoder_are_refused_one_by_one(log, tmp
     )
     path = with_vectors(log, tmp_path / "bad.parquet", [*fine[:20], *bad, *fine[20:]])
     result = replay(CONFIG, (path,), tmp_path / "bad", snapshots=True)
-    assert sum(result.items_rejected_by_reason.values()) == len(bad)
-    assert result.items_rejected_by_reason["bad_vector"] >= 2
+    assert sum(result.items_rejected_by_reason.values()) == len(bad) - 1
+    assert result.items_rejected_by_reason["bad_vector"] >= 1
+    # A vector of another encoder is of a version that is not read here: skipped, never mixed.
+    assert result.composition.pipeline.items.counts.other_versions == 1
     assert_same_learning(result, reference)
     assert reference.items_rejected_by_reason == {}
     resumed = replay(CONFIG, (path,), tmp_path / "bad", resume=True)
