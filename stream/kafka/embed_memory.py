@@ -35,6 +35,11 @@ _POLL_MS: Final = 200
 _RECORDS_MAX: Final = 2_000
 
 
+def record_key(item_id: int | str) -> bytes:
+    """The record key of an item's row."""
+    return encode_key(item_id)
+
+
 def header_of(row: Remembered) -> bytes:
     """What a row was made of, as bytes: two digests and the place of its item event."""
     log, offset, event = row.place or (0, -1, 0)
@@ -101,7 +106,7 @@ class TopicMemory:
 
     def get_many(self, item_ids: Sequence[int | str]) -> list[Remembered | None]:
         """What is remembered of these items, in their order."""
-        keys = [_key(encode_key(item_id)) for item_id in item_ids]
+        keys = [_key(record_key(item_id)) for item_id in item_ids]
         with self._lock:
             ahead = [self._ahead.get(key) for key in keys]
         missing = [n for n, row in enumerate(ahead) if row is None]
@@ -113,13 +118,13 @@ class TopicMemory:
 
     def put_many(self, item_ids: Sequence[int | str], rows: Sequence[Remembered]) -> None:
         """Remember rows that are about to be sent."""
-        keys = [_key(encode_key(item_id)) for item_id in item_ids]
+        keys = [_key(record_key(item_id)) for item_id in item_ids]
         with self._lock:
             self._ahead.update(zip(keys, rows, strict=True))
 
     def sent(self, partition: int, offset: int, item_id: int | str, row: Remembered) -> None:
         """The broker has this row at that offset."""
-        key = _key(encode_key(item_id))
+        key = _key(record_key(item_id))
         with self._lock:
             if self.next_offset.get(partition, 0) > offset:
                 self._settle(_Sent(offset, key, row))
