@@ -50,6 +50,7 @@ SHELLS = (
     "stream.interactions",
     "stream.pretraining",
     "stream.pretraining_make",
+    "stream.pretraining_tiers",
     "stream.kafka",
     "stream.ledger_check",
     "stream.logged_actions",

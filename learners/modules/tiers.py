@@ -24,19 +24,32 @@ def equal_width(tiers: int) -> F64:
     return edges_E
 
 
-def equal_mass(cosines_n: F32, tiers: int) -> F64:
-    """Inner edges at the quantiles of a sample, equal ones once: at most N - 1 of them.
+def count_fine(cosines: Cosines, out_K: I64) -> None:
+    """Add all cosines of a batch to `out_K`, counts in K tiers of equal width."""
+    r_n = cosines.r_BL[cosines.known_BL.astype(np.bool_)].astype(np.float64)
+    places_n = np.clip(np.floor((r_n + 1) * (len(out_K) / 2)), 0, len(out_K) - 1)
+    out_K += np.bincount(places_n.astype(np.int64), minlength=len(out_K))
 
-    Raises ValueError for an empty sample or one without two different values.
+
+def equal_mass(counts_K: I64, tiers: int) -> F64:
+    """Inner edges of at most N tiers with equal shares of what was counted, float64.
+
+    They lie between tiers of equal width, of which `counts_K` are the counts: with many of them
+    the shares are equal, but where many cosines fall into one. No outer tier is empty. Raises
+    ValueError where nothing was counted, or all of it in one place.
     """
-    if not len(cosines_n):
+    total, last = int(counts_K.sum()), len(counts_K)
+    if not total:
         raise ValueError("no cosine to fit tiers to")
-    quantiles = np.quantile(cosines_n.astype(np.float64), np.arange(1, tiers) / tiers)
-    edges: F64 = np.unique(quantiles)
-    edges = edges[edges > cosines_n.min()]
-    if not len(edges):
+    below_K = np.cumsum(counts_K)
+    wanted = np.arange(1, tiers) * (total / tiers)
+    places = np.unique(np.searchsorted(below_K, wanted) + 1)
+    # An edge with nothing above it tells nothing apart.
+    places = places[(places < last) & (below_K[np.minimum(places, last) - 1] < total)]
+    if not len(places):
         raise ValueError("all cosines are equal: no edge tells them apart")
-    return edges
+    edges_E: F64 = places * (2.0 / last) - 1.0
+    return edges_E
 
 
 def count_tiers(cosines: Cosines, recent: int, edges_E: F64, out_BN: F32) -> None:

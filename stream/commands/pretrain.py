@@ -8,6 +8,7 @@ from stream.commands.pretrain_behaviour import behaviour
 from stream.commands.pretrain_make import make
 from stream.commands.pretrain_mean import mean
 from stream.commands.pretrain_scl import scl
+from stream.commands.pretrain_tiers import tiers
 
 
 @click.group("pretrain")
@@ -19,3 +20,4 @@ command.add_command(behaviour)
 command.add_command(make)
 command.add_command(mean)
 command.add_command(scl)
+command.add_command(tiers)

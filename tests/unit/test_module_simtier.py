@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 
 import numpy as np
 import pytest
@@ -15,9 +16,10 @@ from learners.content_cosines import Cosines
 from learners.feature_spec import Bag
 from learners.modules.simscore import SimScore, SimScoreConfig
 from learners.modules.simtier import SimTier, SimTierConfig
-from learners.modules.tiers import count_tiers, equal_mass, equal_width
+from learners.modules.tiers import count_fine, count_tiers, equal_mass, equal_width
 from learners.modules.tiers_file import Tiers, read_tiers, write_tiers
 from learners.step_inputs import step_inputs
+from stream.cli import run
 from tests.conformance.learner_checks import assert_same_state, state_of, take
 from tests.support.batches import BatchMaker, small_spec
 
@@ -99,15 +101,29 @@ def test_padding_and_missing_vectors_count_nowhere():
     assert torch.equal(module.counts_of(inputs(longer)), h_BSN)
 
 
-def test_equal_mass_fills_tiers_evenly_and_drops_equal_edges():
-    r = np.random.default_rng(1).beta(8, 3, 5_000).astype(np.float32)  # all in a third of the range
-    edges = equal_mass(r, 10)
-    np.testing.assert_allclose(counted(of(r[None]), edges_E=edges) / len(r), 0.1, atol=0.002)
-    assert (counted(of(r[None])) == 0).sum() >= 8
-    assert equal_mass(np.array([0.25] * 50 + [0.5] * 51, np.float32), 10).tolist() == [0.5]
-    for sample in (np.zeros(0, np.float32), np.full(9, 0.5, np.float32)):
-        with pytest.raises(ValueError, match=r"no cosine|equal"):
-            equal_mass(sample, 4)
+def fitted(r, tiers):
+    """Edges of equal mass of a sample."""
+    counts_K = np.zeros(20_000, np.int64)
+    count_fine(of([r]), counts_K)
+    assert counts_K.sum() == len(r)
+    return equal_mass(counts_K, tiers)
+
+
+def test_equal_mass_fills_tiers_evenly_where_equal_width_leaves_them_empty():
+    r = np.random.default_rng(1).beta(8, 3, 5_000)  # all in a third of the range
+    edges = fitted(r, 10)
+    np.testing.assert_allclose(counted(of([r]), edges_E=edges) / len(r), 0.1, atol=0.003)
+    assert (counted(of([r])) == 0).sum() >= 8
+
+
+def test_equal_mass_gives_fewer_tiers_where_cosines_are_equal():
+    (edge,) = fitted([0.25] * 50 + [0.5] * 51, 10)
+    assert 0.25 < edge <= 0.5
+    with pytest.raises(ValueError, match="no cosine"):
+        fitted([], 4)
+    for value in (-1.0, 0.5, 1.0):
+        with pytest.raises(ValueError, match="all cosines are equal"):
+            fitted([value] * 9, 4)
 
 
 def test_tiers_file_round_trip_and_what_it_refuses(tmp_path):
@@ -275,3 +291,27 @@ def test_without_vectors_or_histories_a_module_is_refused(module):
 def test_settings_out_of_range_are_refused(module, options, message):
     with pytest.raises(ValueError, match=message):
         catalog.build("id_content", small_spec(), {module: {"on": True, **options}})
+
+
+def test_verb_fits_tiers_that_a_replay_takes_for_these_vectors_alone(tmp_path, capsys):
+    log, out = tmp_path / "log.parquet", tmp_path / "tiers.json"
+    sizes = ["--users", "40", "--items", "30", "--impressions", "1200", "--days", "0.2"]
+    assert run(["synth", str(log), *sizes]) == 0
+    start_ms = 1_704_067_200_000
+    fit = ["pretrain", "tiers", str(log), "--config", "synthetic", "--tiers", "6", "--json"]
+    capsys.readouterr()
+    assert run([*fit, "--out", str(out), "--until", str(start_ms + 2 * 3_600_000)]) == 0
+    facts = json.loads(capsys.readouterr().out.splitlines()[-1])
+    tiers = read_tiers(out)
+    assert facts["edges"] == tiers.edges_E.tolist()
+    assert len(tiers.edges_E) == 5
+    assert tiers.encoder == facts["encoder"]
+    assert run([*fit, "--out", str(tmp_path / "all"), "--until", str(start_ms + 10**8)]) == 0
+    assert read_tiers(tmp_path / "all").cosines > tiers.cosines > 0
+    report = ["replay", str(log), "--config", "synthetic+simtier", "--report", str(tmp_path / "r")]
+    use = ["--set", f"ranker.options.simtier.tiers_file={out}"]
+    assert run([*report, *use]) == 0
+    assert run([*report, *use, "--set", "items.supplied=", "--set", "items.attributes=[]"]) == 2
+    assert "fit them again" in capsys.readouterr().err
+    assert run([*fit, "--out", str(out), "--until", str(start_ms)]) == 2
+    assert "no cosine" in capsys.readouterr().err

@@ -1,0 +1,74 @@
+"""`millrace pretrain tiers`: edges of SimTier's tiers from a past span. Computes nothing itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from infra.errors import InputError
+from learners.modules.tiers import equal_mass
+from learners.modules.tiers_file import Tiers, write_tiers
+from stream.commands.progress import progress
+from stream.composition import load_config
+from stream.pretraining_tiers import cosine_counts
+from stream.times import time_ms
+
+
+@click.command("tiers")
+@click.argument("logs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--until", required=True, metavar="TIME",
+              help="Only impressions before (ISO time or UTC milliseconds).")  # fmt: skip
+@click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False),
+              help="Edges, a JSON file.")  # fmt: skip
+@click.option("--tiers", "count", default=20, show_default=True, metavar="N",
+              type=click.IntRange(2, 1_000), help="Number of tiers, at most.")  # fmt: skip
+@click.option("--history", "histories", multiple=True, metavar="NAME", help="Histories [all].")
+@click.option("--block", default="", help="Block of the item vectors [the fused one].")
+@click.option("--config", "config_file", help="TOML file or preset of the ranker to be.")
+@click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Override a setting.")
+@click.option("--json", "as_json", is_flag=True, help="Print the facts as JSON.")
+def tiers(  # one parameter an option
+    *,
+    logs: tuple[Path, ...],
+    until: str,
+    out: Path,
+    count: int,
+    histories: tuple[str, ...],
+    block: str,
+    config_file: str | None,
+    overrides: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Fit tiers with equal shares of the cosines in LOGS, for `simtier.tiers_file`.
+
+    To use no knowledge of what is evaluated, let --until be before it. The file names the version
+    of the vectors: with others it is refused.
+    """
+    until_ms = time_ms(until)
+    config = load_config(config_file, overrides)
+    with progress("read") as tell:
+        found = cosine_counts(
+            logs, config, until_ms=until_ms, histories=histories, block=block, on_progress=tell
+        )
+    total = int(found.counts_K.sum())
+    try:
+        edges_E = equal_mass(found.counts_K, count)
+    except ValueError as error:
+        raise InputError(f"{', '.join(map(str, logs))}, before {until}: {error}") from error
+    write_tiers(
+        out,
+        Tiers(
+            encoder=found.encoder, edges_E=edges_E, block=block, cosines=total, until_ms=until_ms
+        ),
+    )
+    if as_json:
+        facts = {"encoder": found.encoder, "edges": edges_E.tolist(), "cosines": total}
+        click.echo(json.dumps(facts | {"until_ms": until_ms, "out": str(out)}))
+        return
+    click.echo(
+        f"{len(edges_E) + 1} tiers from {total:,} cosines of {found.encoder}, edges "
+        f"{edges_E[0]:.3f} to {edges_E[-1]:.3f}\nuse: --set ranker.options.simtier.on=true "
+        f"--set ranker.options.simtier.tiers_file={out}"
+    )

@@ -1,0 +1,117 @@
+"""A record log to the cosines of what was shown with what its user took before (shell).
+
+The very pipeline of a replay freezes the histories, so that the cosines are those that a ranker
+sees. Reads no label and fits nothing.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from infra.errors import InputError
+from infra.state import Part
+from learners.batch import MiniBatch
+from learners.feature_spec import FeatureSpec
+from learners.learner import StepReport
+from learners.modules.scopes import Scope, ScopesConfig, cosines_of, scopes_of
+from learners.modules.tiers import count_fine
+from learners.step_inputs import step_inputs
+from stream.composition import Variation
+from stream.config import Config
+from stream.feature_plan import plan
+from stream.replay.runner import Replay, ReplayConfig
+
+FINE = 20_000
+"""Tiers of equal width in which cosines are counted: .0001 wide."""
+Tell = Callable[[int, int], None]
+
+
+@dataclass(slots=True, kw_only=True)
+class CosineCounts:
+    """Cosines counted in `FINE` tiers, and the version of the vectors."""
+
+    counts_K: NDArray[np.int64] = field(default_factory=lambda: np.zeros(FINE, np.int64))
+    encoder: str = ""
+
+
+class CosineKeeper:
+    """A learner that counts the cosines of what it is taught before a time, and predicts 0."""
+
+    def __init__(
+        self, found: CosineCounts, spec: FeatureSpec, scopes: Sequence[Scope], *,
+        block: str, until_ms: int,
+    ) -> None:  # fmt: skip
+        self._found, self._spec, self._scopes = found, spec, scopes
+        self._block, self._until_ms = spec.block(block), until_ms
+        self.device = torch.device("cpu")
+
+    def learn_many(self, batch: MiniBatch) -> StepReport:
+        """Count the rows that are old enough."""
+        cosines = step_inputs(batch, self._spec, self.device).cosines
+        self._found.encoder = cosines.encoder
+        old_B = batch.ts_ms_B.numpy() < self._until_ms
+        for history, _ in cosines_of(cosines, self._block, self._scopes):
+            known_BL = history.known_BL * old_B[:, None]
+            count_fine(history._replace(known_BL=known_BL), self._found.counts_K)
+        zero = torch.zeros(())
+        return StepReport(logits_B=torch.zeros(len(batch)), loss=zero, skipped=zero)
+
+    def predict_many(self, batch: MiniBatch) -> Tensor:
+        """Zeros."""
+        return torch.zeros(len(batch))
+
+    def export_full(self) -> Sequence[Part]:
+        """Nothing: a log that is read for its cosines has no snapshots."""
+        return []
+
+    def export_since(self, mark: int) -> Sequence[Part]:
+        """Nothing."""
+        del mark
+        return []
+
+    def apply(self, parts: Mapping[str, Part]) -> None:
+        """Nothing to take."""
+
+    def counts(self) -> Mapping[str, int]:
+        """Cosines counted."""
+        return {"cosines": int(self._found.counts_K.sum())}
+
+
+def cosine_counts(
+    logs: Sequence[Path],
+    config: Config,
+    *,
+    until_ms: int,
+    histories: tuple[str, ...] = (),
+    block: str = "",
+    on_progress: Tell = lambda _done, _total: None,
+) -> CosineCounts:
+    """Cosines of impressions before `until_ms` with their whole histories.
+
+    Raises InputError for unknown histories or blocks, and as replay and the configuration do.
+    """
+    found = CosineCounts()
+    spec = plan(config).spec
+    try:
+        wanted = ScopesConfig(histories=histories, recent=(), block=block)
+        scopes = scopes_of(spec, wanted, "tiers")
+        keeper = CosineKeeper(found, spec, scopes, block=block, until_ms=until_ms)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    with tempfile.TemporaryDirectory() as folder:
+        options = ReplayConfig(
+            logs=tuple(logs),
+            report=Path(folder) / "report",
+            variation=Variation(arms={}, learner=keeper),
+        )
+        result = Replay(config, options).run(on_progress)
+        result.composition.close()
+    return found
