@@ -27,6 +27,7 @@ import numpy as np
 import rocksdict
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
+from embeddings.vector_codec import ItemVector, decode_item_vector
 from embeddings.vector_store import _names
 from infra.kafka_broker import KafkaBroker
 from stream.codec_write import encode_event, encode_key, item_body
@@ -99,7 +100,12 @@ class Bench:
 
     async def _stream(self, status: Path, state: Path, children: Sequence[Child]) -> None:
         producer = AIOKafkaProducer(bootstrap_servers=self.broker, linger_ms=0)
+        rows = AIOKafkaConsumer(
+            self.topics["item_vectors"], bootstrap_servers=self.broker, fetch_max_wait_ms=50,
+            auto_offset_reset="earliest",
+        )  # fmt: skip
         await producer.start()
+        await rows.start()
         try:
             chunks = self._chunks()
             await self._history(producer, chunks)
@@ -109,12 +115,13 @@ class Bench:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._paced(producer, chunks))
                 group.create_task(self._send_items(producer))
-                group.create_task(self._follow_rows())
+                group.create_task(self._follow_rows(rows))
                 group.create_task(self._look(state))
             learned = _samples(status) - before
             self._steps = (learned, time.monotonic() - began)
         finally:
             await producer.stop()
+            await rows.stop()
 
     def _chunks(self) -> Iterator[list[RecordBatch]]:
         names = {"impressions": "impressions", "clicks": "clicks", "items": "items"}
@@ -172,19 +179,13 @@ class Bench:
                 partition=item % PARTITIONS,
             )  # fmt: skip
 
-    async def _follow_rows(self) -> None:
-        consumer = AIOKafkaConsumer(
-            self.topics["item_vectors"], bootstrap_servers=self.broker, fetch_max_wait_ms=50
-        )
-        await consumer.start()
-        try:
-            while not self.seen.done:
-                for records in (await consumer.getmany(timeout_ms=50)).values():
-                    for one in records:
-                        if one.key.isdigit() and int(one.key) >= FIRST_ITEM:
-                            self.seen.embedded[int(one.key)] = time.monotonic()
-        finally:
-            await consumer.stop()
+    async def _follow_rows(self, consumer: AIOKafkaConsumer) -> None:
+        while not self.seen.done:
+            for records in (await consumer.getmany(timeout_ms=50)).values():
+                for one in records:
+                    row = decode_item_vector(one.value)
+                    if isinstance(row, ItemVector) and row.item_id in self.seen.sent:
+                        self.seen.embedded[int(row.item_id)] = time.monotonic()
 
     async def _look(self, state: Path) -> None:
         """Look into the worker's store until every item was found."""
