@@ -177,7 +177,7 @@ class Em3(Module):
         )
 
     def _made(self, vectors_NC: Tensor) -> Tensor:
-        """C of content vectors: a token a block, masked where the block is all zeros."""
+        """The vectors c of content vectors: a token a block, masked where the block is all zeros."""
         parts = [vectors_NC[:, block.columns] for block in self.blocks]
         tokens = [functional.layer_norm(part, (part.shape[1],)).unsqueeze(1) for part in parts]
         kept = [(part != 0).any(1, keepdim=True) for part in parts]
@@ -185,7 +185,7 @@ class Em3(Module):
         return out
 
     def _interest(self, history: int, keys_BL: I64, content_BD: Tensor) -> Tensor:
-        """U of one history."""
+        """The interest u of one history."""
         rows_BL = self.memory.rows(keys_BL)
         own, places = np.unique(rows_BL, return_inverse=True)
         device = content_BD.device

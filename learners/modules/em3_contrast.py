@@ -33,7 +33,7 @@ class ContentIdContrast(nn.Module):
         return contrast(content_ND @ ids_ND.t() / self.temperature, draws_NN)
 
     def projected(self, content_ND: Tensor, ids_NE: Tensor) -> tuple[Tensor, Tensor]:
-        """C' and e', of unit length."""
+        """Both projections, c' and e', of unit length."""
         return (
             functional.normalize(self.content(content_ND), eps=1e-5),
             functional.normalize(self.ids(ids_NE), eps=1e-5),
