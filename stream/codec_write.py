@@ -35,6 +35,11 @@ def encode_key(id_: Id) -> bytes:
     return id_.encode() if isinstance(id_, str) else b"%d" % id_
 
 
+def encode_vector_key(version: str, item_id: Id) -> bytes:
+    """Record key of an item vector: encoder version and item, so that compaction keeps each."""
+    return b"%b/%b" % (version.encode(), encode_key(item_id))
+
+
 def impression_body(
     *,
     request_id: Id,

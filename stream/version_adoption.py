@@ -29,11 +29,14 @@ class VersionAdopted:
     version: str
 
 
-def adopt_version(folder: Path, scratch: Path) -> VersionAdopted:
+def adopt_version(
+    folder: Path, scratch: Path, expected: tuple[str, str] | None = None
+) -> VersionAdopted:
     """The newest snapshot below `folder` with the new version's vectors and weights alone.
 
     No score changes but for items that have no vector of the new version. `scratch` must be on
-    `folder`'s file system and is left for the caller to remove. Raises InputError where no version
+    `folder`'s file system and is left for the caller to remove. `expected`: the versions before and
+    after. Raises InputError where no version
     comes in, where the one before still counts, or where the configuration has changed meanwhile.
     """
     checkpoints = Checkpointer(folder, scratch)
@@ -48,6 +51,12 @@ def adopt_version(folder: Path, scratch: Path) -> VersionAdopted:
     fresh = replace(config, items=next_items_of(config))
     parts, _ = checkpoints.store.load(found.ref, verified=True)
     new = _next_part(parts, embedder_of(fresh).version, str(found.ref), config.items.next)
+    before, version = parts["items"].meta["encoder"], new.meta["encoder"]
+    if expected is not None and expected != (before, version):
+        raise InputError(
+            f"snapshot {found.ref}: goes from '{before}' to '{version}', not from '{expected[0]}' "
+            f"to '{expected[1]}'"
+        )
     try:
         taken = adopted(parts)
     except ValueError as error:
@@ -64,12 +73,7 @@ def adopt_version(folder: Path, scratch: Path) -> VersionAdopted:
         store.claim_epoch(found.ref), found.meta["samples"], list(taken.values()),
         dict(found.meta) | {"config": loader.to_dict(fresh)}, linked_dirs=linked,
     )  # fmt: skip
-    return VersionAdopted(
-        ref=ref,
-        parent=found.ref,
-        before=parts["items"].meta["encoder"],
-        version=new.meta["encoder"],
-    )
+    return VersionAdopted(ref=ref, parent=found.ref, before=before, version=version)
 
 
 def _next_part(parts: Mapping[str, Part], version: str, ref: str, name: str) -> Part:

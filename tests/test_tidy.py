@@ -55,6 +55,7 @@ SHELLS = (
     "stream.ledger_check",
     "stream.logged_actions",
     "stream.metrics",
+    "stream.migration_state",
     "stream.policy_file",
     "stream.prediction_log",
     "stream.queries",

@@ -16,6 +16,7 @@ from embeddings.codes.codebook import CODES_PREFIX, CODES_VERSION_MARK, attribut
 from embeddings.neighbours import nearest_by_cosine, plane
 from infra.errors import InputError
 from stream.catalogue import Catalogue, read_catalogue, titles_of
+from stream.commands.items_migrate import migrate
 from stream.composition import load_config
 from stream.report.item_map import MapPoint, map_section
 from stream.report.page import assembled
@@ -28,6 +29,8 @@ _NAMES = ("title", "name")
 def command() -> None:
     """Look at the vectors of items."""
 
+
+command.add_command(migrate)
 
 _SOURCE = (
     click.option("--store", "source", required=True, type=click.Path(path_type=Path),

@@ -65,6 +65,11 @@ class EmbedOptions:
     telemetry: Telemetry = NO_TELEMETRY
 
 
+def embedder_group(group: str, version: str) -> str:
+    """The consumer group of the embedders of one version: those of two never share partitions."""
+    return f"{group}-embedder-{xxhash.xxh3_64_hexdigest(version.encode())[:8]}"
+
+
 class EmbedWorker:
     """Follows the items topic until told to stop, or until its end."""
 
@@ -105,7 +110,9 @@ class EmbedWorker:
                 tempfile.TemporaryDirectory(prefix="millrace-embed-")
             )
             topic = self._config.topics.item_vectors
-            memory = TopicMemory(Path(folder) / "rows", topic, self._sources.vectors_id)
+            memory = TopicMemory(
+                Path(folder) / "rows", topic, self._sources.vectors_id, self._embedder.version
+            )
             stack.callback(memory.close)
             self._embedder.remember_in(memory)
             try:
@@ -125,7 +132,7 @@ class EmbedWorker:
         self._consumer = AIOKafkaConsumer(
             bootstrap_servers=kafka.servers,
             client_id="millrace-embed",
-            group_id=f"{kafka.group}-embedder",
+            group_id=embedder_group(kafka.group, self._embedder.version),
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             session_timeout_ms=int(kafka.session_timeout_s * 1000),

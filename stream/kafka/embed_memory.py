@@ -23,7 +23,7 @@ from aiokafka import TopicPartition as KafkaPartition
 from embeddings.row_memory import Place, Remembered
 from embeddings.vector_store import RocksVectorStore, RocksVectorStoreConfig
 from embeddings.vectors import NO_KEYS
-from stream.codec_write import encode_key
+from stream.codec_write import encode_vector_key
 from stream.item_pending import ItemPosition
 from stream.kafka.settings import KafkaConfig
 
@@ -33,11 +33,6 @@ _NOTHING: Final = bytes(_FORM.size)
 _IDENTITY: Final = "rows of item-vectors, 1"
 _POLL_MS: Final = 200
 _RECORDS_MAX: Final = 2_000
-
-
-def record_key(item_id: int | str) -> bytes:
-    """The record key of an item's row."""
-    return encode_key(item_id)
 
 
 def header_of(row: Remembered) -> bytes:
@@ -68,12 +63,17 @@ class TopicMemory:
     """A RowMemory of all that is on item-vectors. Encoder's and reader's threads call it.
 
     What the store holds was read from the topic, with the position up to which it was read. Rows
-    that are encoded and not read back yet are kept beside it: `under_way` of them.
+    that are encoded and not read back yet are kept beside it: `under_way` of them. Rows of other
+    encoder versions have other keys: none is taken for one of ours.
     """
 
-    def __init__(self, path: Path, topic: str, source_id: str) -> None:
-        """Opens the store at `path`, emptied where it is of another log. Raises as a store does."""
+    def __init__(self, path: Path, topic: str, source_id: str, version: str = "") -> None:
+        """Opens the store at `path`, emptied where it is of another log. Raises as a store does.
+
+        `version`: of the encoder whose rows are asked for and sent.
+        """
         self._path, self._topic, self._source_id = path, topic, source_id
+        self._version = version
         self._lock = threading.Lock()
         self._writing = threading.Lock()
         self._closed = False
@@ -99,6 +99,10 @@ class TopicMemory:
             self._closed = True
             self._store.close()
 
+    def record_key(self, item_id: int | str) -> bytes:
+        """The record key of an item's row."""
+        return encode_vector_key(self._version, item_id)
+
     @property
     def under_way(self) -> int:
         """Rows encoded and not read back yet."""
@@ -106,7 +110,7 @@ class TopicMemory:
 
     def get_many(self, item_ids: Sequence[int | str]) -> list[Remembered | None]:
         """What is remembered of these items, in their order."""
-        keys = [_key(record_key(item_id)) for item_id in item_ids]
+        keys = [_key(self.record_key(item_id)) for item_id in item_ids]
         with self._lock:
             ahead = [self._ahead.get(key) for key in keys]
         missing = [n for n, row in enumerate(ahead) if row is None]
@@ -118,13 +122,13 @@ class TopicMemory:
 
     def put_many(self, item_ids: Sequence[int | str], rows: Sequence[Remembered]) -> None:
         """Remember rows that are about to be sent."""
-        keys = [_key(record_key(item_id)) for item_id in item_ids]
+        keys = [_key(self.record_key(item_id)) for item_id in item_ids]
         with self._lock:
             self._ahead.update(zip(keys, rows, strict=True))
 
     def sent(self, partition: int, offset: int, item_id: int | str, row: Remembered) -> None:
         """The broker has this row at that offset."""
-        key = _key(record_key(item_id))
+        key = _key(self.record_key(item_id))
         with self._lock:
             if self.next_offset.get(partition, 0) > offset:
                 self._settle(_Sent(offset, key, row))

@@ -15,7 +15,7 @@ from aiokafka import AIOKafkaProducer
 from embeddings.embedder import ItemVectorRow
 from stream.kafka.dead_letters import encode_dead_letter
 from stream.kafka.embed_counts import EmbedCounts
-from stream.kafka.embed_memory import HEADER, TopicMemory, header_of, record_key
+from stream.kafka.embed_memory import HEADER, TopicMemory, header_of
 from stream.kafka.embed_queue import Entry
 from stream.kafka.settings import ShellConfig
 from stream.sequencer import DeadLetter
@@ -64,7 +64,7 @@ class Sender:
             await self._producer.send(
                 self._topics.item_vectors,
                 row.value,
-                record_key(row.item_id),
+                self._memory.record_key(row.item_id),
                 entry.tp.partition if self._same else None,
                 headers=[(HEADER, header_of(row.memory))],
             )

@@ -18,9 +18,9 @@ from embeddings.row_memory import Place, Remembered
 from embeddings.vector_codec import decode_item_vector
 from infra.errors import FaultError
 from stream.codec_items import ItemEvent
-from stream.codec_write import encode_envelope, encode_event, encode_key, item_body
+from stream.codec_write import encode_envelope, encode_event, encode_vector_key, item_body
 from stream.commands import embed_progress
-from stream.kafka.embed import EmbedOptions, EmbedWorker
+from stream.kafka.embed import EmbedOptions, EmbedWorker, embedder_group
 from stream.kafka.embed_counts import EmbedCounts
 from stream.kafka.embed_memory import HEADER, TopicMemory, header_of, remembered
 from stream.kafka.embed_queue import ItemQueue, entries_of
@@ -96,7 +96,28 @@ def row(name, offset=0):
 def record(offset, item_id, one):
     headers = ((HEADER, header_of(one)),) if one else ()
     value = one.value if one else b"plain"
-    return SimpleNamespace(offset=offset, key=encode_key(item_id), value=value, headers=headers)
+    key = encode_vector_key("", item_id)
+    return SimpleNamespace(offset=offset, key=key, value=value, headers=headers)
+
+
+def test_rows_of_another_version_are_not_taken_for_ones_own(tmp_path):
+    memory = TopicMemory(tmp_path / "m", "vectors", "id-1", "new")
+    theirs = record(0, 1, row("a"))
+    theirs.key = encode_vector_key("old", 1)
+    memory.read(0, [theirs])
+    assert memory.get_many([1]) == [None]
+    mine = record(1, 1, row("b"))
+    mine.key = memory.record_key(1)
+    memory.read(0, [mine])
+    assert memory.get_many([1]) == [row("b")]
+    assert (memory.record_key(1), memory.record_key("x")) == (b"new/1", b"new/x")
+    memory.close()
+
+
+def test_embedders_of_two_versions_are_two_groups():
+    groups = {embedder_group("g", version) for version in ("old", "new", "old")}
+    assert len(groups) == 2
+    assert all(group.startswith("g-embedder-") for group in groups)
 
 
 def test_a_header_holds_what_a_row_was_made_of():
@@ -132,7 +153,8 @@ def test_rows_are_known_from_their_making_on_and_from_the_topic_for_good(tmp_pat
 def test_a_row_that_others_took_away_is_forgotten(tmp_path):
     memory = TopicMemory(tmp_path / "m", "vectors", "id-1")
     memory.read(0, [record(0, 1, row("a"))])
-    memory.read(0, [SimpleNamespace(offset=1, key=b"1", value=None, headers=())])
+    key = memory.record_key(1)
+    memory.read(0, [SimpleNamespace(offset=1, key=key, value=None, headers=())])
     assert memory.get_many([1]) == [None]
     memory.close()
 
