@@ -9,6 +9,7 @@ M maps, G generated features.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from dataclasses import dataclass
 from typing import Literal
@@ -82,48 +83,61 @@ def generated(slots: int, config: GeneratorConfig) -> int:
 
 
 class Level(nn.Module):
-    """One level: C = tanh(norm(conv(S) + b)), S' = max-pool(C), R = tanh(W S' + b)."""
+    """One level: C = tanh(norm(conv(S) + b)), S' = max-pool(C), R = tanh(W S' + b).
+
+    Maps are [B, K, h C]: coordinate, field, channel. The convolution is a product with the banded
+    matrix of its weights, the same for each coordinate: for tens of fields that costs less than
+    windows, and its bits do not depend on how many rows there are, as an algorithm of conv2d may.
+    """
 
     def __init__(
-        self, pooled: int, width: int, channels: tuple[int, int], c: GeneratorConfig
+        self, sizes: tuple[int, int], width: int, channels: tuple[int, int], c: GeneratorConfig
     ) -> None:
         super().__init__()
-        self.pooled, self.width, self.features, self.config = pooled, width, pooled * c.maps, c
+        self.height, self.pooled = sizes
+        self.width, self.features, self.channels = width, self.pooled * c.maps, channels
+        self.config = c
         self.conv = nn.Linear(channels[0] * c.kernel, channels[1])
-        self.recombine = nn.Linear(pooled * width * channels[1], self.features * width)
+        self.recombine = nn.Linear(self.pooled * width * channels[1], self.features * width)
+        taps = [
+            torch.diag_embed(torch.ones(max(0, self.height - abs(d))), offset=d)
+            for d in range(c.kernel // 2, -(c.kernel // 2) - 1, -1)
+        ]
+        fit = [t if len(t) == self.height else torch.zeros(self.height, self.height) for t in taps]
+        bands = torch.stack(fit, 2).flatten(0, 1)  # from field, to field; then tap
+        self.register_buffer("bands", bands, persistent=False)
 
-    def convolved(self, maps_BhKC: Tensor) -> Tensor:
-        """C [B, h, K, C']: along the fields alone, zeros beyond the first and the last."""
-        b, h, k, _ = maps_BhKC.shape
-        around = self.config.kernel // 2
-        padded = functional.pad(maps_BhKC, (0, 0, 0, 0, around, around))
-        windows = padded.unfold(1, self.config.kernel, 1).reshape(b * h * k, self.conv.in_features)
-        # One product of rows and not conv2d: the library may choose another algorithm, and other
-        # last bits, for another number of rows.
-        summed = self.conv(windows).view(b, h, k, self.conv.out_features)
+    def convolved(self, maps_BKX: Tensor) -> Tensor:
+        """C [B, K, h C']: along the fields alone, zeros beyond the first and the last."""
+        h, (before, after) = self.height, self.channels
+        weight = self.conv.weight.view(after, before, self.config.kernel).permute(2, 1, 0)
+        banded = (self.get_buffer("bands") @ weight.flatten(1)).view(h, h, before, after)
+        matrix_XY = banded.permute(0, 2, 1, 3).reshape(h * before, h * after)
+        summed = maps_BKX.flatten(0, 1) @ matrix_XY + self.conv.bias.repeat(h)
+        summed = summed.view(len(maps_BKX), self.width, h * after)
         if self.config.norm == "layer":
             summed = functional.layer_norm(summed, summed.shape[1:])
         return torch.tanh(summed)
 
-    def pool(self, maps_BhKC: Tensor) -> Tensor:
-        """S [B, h', K, C']: the greatest of `pool` neighbours.
+    def pool(self, maps_BKX: Tensor) -> Tensor:
+        """S [B, K, h' C]: the greatest of `pool` neighbours.
 
         Rounding up, the first window is the one that lacks fields (for `pool` = 2 as the public
         layer of FuxiCTR has it); rounding down, the last fields that fill no window are left out.
         """
-        b, h, k, c = maps_BhKC.shape
-        p = self.config.pool
+        p, c = self.config.pool, self.channels[1]
         if self.config.rounding == "ceil":
-            maps_BhKC = functional.pad(maps_BhKC, (0, 0, 0, 0, -h % p, 0), value=-torch.inf)
+            maps_BKX = functional.pad(maps_BKX, (-self.height % p * c, 0), value=-torch.inf)
         else:
-            maps_BhKC = maps_BhKC[:, : self.pooled * p]
-        return maps_BhKC.reshape(b, self.pooled, p, k, c).amax(2)
+            maps_BKX = maps_BKX[:, :, : self.pooled * p * c]
+        windows = maps_BKX.reshape(len(maps_BKX), self.width, self.pooled, p, c).unbind(3)
+        return functools.reduce(torch.maximum, windows).flatten(2)
 
-    def forward(self, maps_BhKC: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, maps_BKX: Tensor) -> tuple[Tensor, Tensor]:
         """S' for the next level, and R [B, h' M, K]."""
-        pooled_BhKC = self.pool(self.convolved(maps_BhKC))
-        features = torch.tanh(self.recombine(pooled_BhKC.flatten(1)))
-        return pooled_BhKC, features.view(len(features), self.features, self.width)
+        pooled_BKX = self.pool(self.convolved(maps_BKX))
+        features = torch.tanh(self.recombine(pooled_BKX.flatten(1)))
+        return pooled_BKX, features.view(len(features), self.features, self.width)
 
 
 class Generator(nn.Module):
@@ -134,14 +148,14 @@ class Generator(nn.Module):
         sizes = heights(slots, config)
         channels = itertools.pairwise((1, *config.channels))
         self.levels = nn.ModuleList(
-            Level(pooled, width, pair, config)
-            for pooled, pair in zip(sizes[1:], channels, strict=True)
+            Level(pair, width, of, config)
+            for pair, of in zip(itertools.pairwise(sizes), channels, strict=True)
         )
 
     def forward(self, fields_BNK: Tensor) -> Tensor:
         """The features of all levels; the pooled maps, not the features, feed the next level."""
-        maps_BhKC, found = fields_BNK.unsqueeze(3), []
+        maps_BKX, found = fields_BNK.transpose(1, 2), []
         for level in self.levels:
-            maps_BhKC, features = level(maps_BhKC)
+            maps_BKX, features = level(maps_BKX)
             found.append(features)
         return torch.cat(found, 1)

@@ -161,17 +161,17 @@ class Flip(Module):
 
     def forward(self, x: NetInputs, *, learning: bool) -> Addition:
         """The gated addition and, where the batch is learned from, the weighted losses."""
-        text_BP = functional.layer_norm(
-            x.target_BC[:, self.text], (self.text.stop - self.text.start,)
-        )
+        if not (self.config.joins or learning):
+            return Addition()
+        width = self.text.stop - self.text.start
+        text_BP = functional.layer_norm(x.target_BC[:, self.text], (width,))
         rows = [x.embedded_BFD[t][:, i] for t, i in self.places]
         tower_BW = self._tower(rows)
-        ids_BA, text_BA = self.of_ids(tower_BW), self.of_text(text_BP)
         hidden = logit = None
         if self.config.joins:
-            both = self.mixed(x, ids_BA, text_BA)
+            both = self.mixed(x, self.of_ids(tower_BW), self.of_text(text_BP))
             hidden, logit = both[:, :-1], both[:, -1]
-        loss = self._losses(x, rows, text_BP, ids_BA, text_BA) if learning else None
+        loss = self._losses(x, rows, tower_BW, text_BP) if learning else None
         return Addition(hidden_BH=hidden, logit_B=logit, loss=loss)
 
     def mixed(self, x: NetInputs, ids_BA: Tensor, text_BA: Tensor) -> Tensor:
@@ -192,7 +192,7 @@ class Flip(Module):
         return torch.relu(self.tower(torch.cat(list(rows), 1)))
 
     def _losses(
-        self, x: NetInputs, rows: Sequence[Tensor], text_BP: Tensor, ids_BA: Tensor, text_BA: Tensor
+        self, x: NetInputs, rows: Sequence[Tensor], tower_BW: Tensor, text_BP: Tensor
     ) -> Tensor | None:
         """w_m L_MTM + w_c L_ICL, means times the number of learned rows; None without any row."""
         places, present_n = self._learned_rows(x)
@@ -205,9 +205,9 @@ class Flip(Module):
             distinct = distinct_items(keys_n, present_n)
             if len(distinct) > 1:
                 chosen = at[torch.from_numpy(distinct).to(at.device)]
-                pair = contrast_loss(
-                    ids_BA.index_select(0, chosen), text_BA.index_select(0, chosen), c.temperature
-                )
+                ids_nA = self.of_ids(tower_BW.index_select(0, chosen))
+                text_nA = self.of_text(text_BP.index_select(0, chosen))
+                pair = contrast_loss(ids_nA, text_nA, c.temperature)
                 parts.append(pair * (c.contrast_weight * len(places)))
         if c.tabular_weight and self.vocabulary.filled:
             own = [row.index_select(0, at) for row in rows]
