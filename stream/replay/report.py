@@ -56,6 +56,7 @@ def counts_of(pipeline: OnlinePipeline) -> dict[str, Any]:
         "idle_advances": pipeline.sequencer.idle_advances,
         "late_vectors": pipeline.items.counts.late,
         "items_applied": pipeline.items.counts.applied,
+        "vectors_of_other_versions": pipeline.items.counts.other_versions,
         "forced_forgets": join.scalar(k.FORCED_FORGETS),
         "overflow_users": join.scalar(k.OVERFLOW_USERS),
         "overflow_counters": join.scalar(k.OVERFLOW_COUNTERS),
