@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numba
 import numpy as np
@@ -19,6 +20,7 @@ from torch.nn import functional
 from learners.batch import ContentRows
 
 I64 = NDArray[np.int64]
+F32 = NDArray[np.float32]
 ROW_MULTIPLE = 8
 """As of batches: else the last bit of a product depends on how many rows it has."""
 _NOT_KEPT = -(2.0**30)
@@ -116,6 +118,68 @@ def _distinct(places: I64, none: int) -> tuple[I64, I64]:
 def masked_softmax(scores_BL: Tensor, kept_BL: Tensor) -> Tensor:
     """Softmax over the kept places; 0 at the others, and all 0 where none is kept."""
     return scores_BL.masked_fill(~kept_BL, _NOT_KEPT).softmax(1) * kept_BL
+
+
+def picked_dots(rows_UA: Tensor, query_BA: Tensor, bag_BL: Tensor) -> Tensor:
+    """rows[bag_bl] . query_b, float32 [B, L], without writing the rows of all places out.
+
+    On the host compiled, a fifth of the time of the torch operations that a device is given.
+    """
+    if rows_UA.device.type == "cpu":
+        dots_BL: Tensor = _PickedDots.apply(rows_UA, query_BA, bag_BL)
+        return dots_BL
+    return (functional.embedding(bag_BL, rows_UA) * query_BA.unsqueeze(1)).sum(2)
+
+
+class _PickedDots(torch.autograd.Function):
+    """Gradients are summed in order of the places, whatever the number of threads."""
+
+    @staticmethod
+    def forward(ctx: Any, rows_UA: Tensor, query_BA: Tensor, bag_BL: Tensor) -> Tensor:
+        rows, query = rows_UA.detach().contiguous(), query_BA.detach().contiguous()
+        ctx.save_for_backward(rows, query, bag_BL)
+        out_BL = torch.empty(bag_BL.shape)
+        _dots(rows.numpy(), query.numpy(), bag_BL.numpy(), out_BL.numpy())
+        return out_BL
+
+    @staticmethod
+    def backward(ctx: Any, g_BL: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        rows, query, bag_BL = ctx.saved_tensors
+        d_rows, d_query = torch.zeros_like(rows), torch.zeros_like(query)
+        _dots_back(
+            rows.numpy(), query.numpy(), bag_BL.numpy(), g_BL.contiguous().numpy(), d_rows.numpy(),
+            d_query.numpy(), ctx.needs_input_grad[0],
+        )  # fmt: skip
+        return d_rows, d_query, None
+
+
+@numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
+def _dots(rows_UA: F32, query_BA: F32, bag_BL: I64, out_BL: F32) -> None:
+    for b in range(bag_BL.shape[0]):
+        for place in range(bag_BL.shape[1]):
+            row = bag_BL[b, place]
+            total = np.float32(0)
+            for a in range(rows_UA.shape[1]):
+                total += rows_UA[row, a] * query_BA[b, a]
+            out_BL[b, place] = total
+
+
+@numba.njit(cache=True, nogil=True)
+def _dots_back(
+    rows_UA: F32, query_BA: F32, bag_BL: I64, g_BL: F32, d_rows_UA: F32, d_query_BA: F32,
+    wants_rows: bool,
+) -> None:  # fmt: skip
+    for b in range(bag_BL.shape[0]):
+        for place in range(bag_BL.shape[1]):
+            g = g_BL[b, place]
+            if g == 0:
+                continue
+            row = bag_BL[b, place]
+            for a in range(rows_UA.shape[1]):
+                d_query_BA[b, a] += g * rows_UA[row, a]
+            if wants_rows:
+                for a in range(rows_UA.shape[1]):
+                    d_rows_UA[row, a] += g * query_BA[b, a]
 
 
 def weighted_sum(rows_UC: Tensor, bag_BL: Tensor, weight_BL: Tensor) -> Tensor:

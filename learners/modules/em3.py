@@ -19,7 +19,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from infra.state import Part
-from learners.content_view import ContentView, content_view, masked_softmax, weighted_sum
+from learners.content_view import (
+    ContentView,
+    content_view,
+    masked_softmax,
+    picked_dots,
+    weighted_sum,
+)
 from learners.feature_spec import FeatureSpec
 from learners.modules.em3_contrast import (
     ContentIdContrast,
@@ -177,7 +183,7 @@ class Em3(Module):
         )
 
     def _made(self, vectors_NC: Tensor) -> Tensor:
-        """The vectors c of content vectors: a token a block, masked where the block is all zeros."""
+        """The vectors c of content vectors: a token a block, masked where it is all zeros."""
         parts = [vectors_NC[:, block.columns] for block in self.blocks]
         tokens = [functional.layer_norm(part, (part.shape[1],)).unsqueeze(1) for part in parts]
         kept = [(part != 0).any(1, keepdim=True) for part in parts]
@@ -189,14 +195,14 @@ class Em3(Module):
         rows_BL = self.memory.rows(keys_BL)
         own, places = np.unique(rows_BL, return_inverse=True)
         device = content_BD.device
+        # Of the memory as it is now: a later write must not change what a backward pass reads.
         vectors_UD = torch.from_numpy(self.memory.vector_MD[own]).to(device)
         bag_BL = torch.from_numpy(places.reshape(rows_BL.shape)).to(device)
         kept_BL = torch.from_numpy(rows_BL != self.memory.none).to(device)
         correction = self.corrections[history]
         assert isinstance(correction, Correction)
         query_BD = correction.transposed(self.queries[history](content_BD))
-        entries_BLD = functional.embedding(bag_BL, vectors_UD)
-        scores_BL = (entries_BLD * query_BD.unsqueeze(1)).sum(2) * self.config.dim**-0.5
+        scores_BL = picked_dots(vectors_UD, query_BD * self.config.dim**-0.5, bag_BL)
         weights_BL = masked_softmax(scores_BL, kept_BL)
         interest_BD: Tensor = correction(weighted_sum(vectors_UD, bag_BL, weights_BL))
         return interest_BD

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from learners.content_view import ContentView, masked_softmax, weighted_sum
+from learners.content_view import ContentView, masked_softmax, picked_dots, weighted_sum
 
 WIDTH_MULTIPLE = 16
 
@@ -90,8 +90,7 @@ class MakeNet(nn.Module):
         key_UA = self.key(rows_UC)
         parts, interests = [target_BC], []
         for history, bag_BL in enumerate(view.bags_BL):
-            key_BLA = functional.embedding(bag_BL, key_UA)
-            scores_BL = (key_BLA * query_BA.unsqueeze(1)).sum(2)
+            scores_BL = picked_dots(key_UA, query_BA, bag_BL)
             weight_BL = masked_softmax(scores_BL, view.kept(history))
             interest_BC = weighted_sum(rows_UC, bag_BL, weight_BL)
             interests.append(interest_BC)

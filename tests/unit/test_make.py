@@ -11,7 +11,7 @@ import torch
 
 from infra.errors import InputError
 from learners import catalog
-from learners.content_view import content_view, masked_softmax
+from learners.content_view import content_view, masked_softmax, picked_dots
 from learners.learner import Learner
 from learners.modules.make import MakeConfig
 from learners.modules.make_net import ExtractorConfig, MakeNet, normalised
@@ -463,3 +463,20 @@ def test_command_writes_a_release_that_a_replay_uses(tmp_path, capsys):
     assert read_release(tmp_path / "next").facts["warm_start"] == release.version
     assert run([*base, "--until", "1704067200000"]) == 2
     assert "no labelled impression" in capsys.readouterr().err
+
+
+def test_dots_and_their_gradients_are_those_of_torch():
+    torch.manual_seed(2)
+    bag = torch.randint(0, 9, (8, 7))
+    rows, query = torch.randn(9, 16), torch.randn(8, 16)
+    found = []
+    for dots in (
+        picked_dots,
+        lambda r, q, b: (torch.nn.functional.embedding(b, r) * q.unsqueeze(1)).sum(2),
+    ):
+        r, q = rows.clone().requires_grad_(), query.clone().requires_grad_()
+        out = dots(r, q, bag)
+        (out.sin() * torch.arange(7.0)).sum().backward()
+        found.append((out.detach(), r.grad, q.grad))
+    for own, expected in zip(*found, strict=True):
+        torch.testing.assert_close(own, expected, atol=1e-5, rtol=1e-5)
