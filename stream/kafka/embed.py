@@ -46,6 +46,9 @@ _POLL_MS: Final = 500
 _RECORDS_MAX: Final = 500
 _COMMIT_S: Final = 10.0
 _COMMIT_EVERY_S: Final = 0.2
+_FIRST_BATCH: Final = 32
+_BATCH_S: Final = 0.5
+"""Of work in one batch: rows should not wait longer for others, nor a stop for its end."""
 _UNREAD_MAX: Final = 20_000
 """Rows that were sent and not read back, beyond which encoding waits."""
 
@@ -260,12 +263,17 @@ class EmbedWorker:
     async def _encode(self) -> None:
         """Encode what is there, again and again, until the queue is closed."""
         loop = asyncio.get_running_loop()
-        while entries := await self._queue.take(self._config.embed.batch_items):
+        most = self._config.embed.batch_items
+        limit = min(most, _FIRST_BATCH)
+        while entries := await self._queue.take(limit):
             self._taken += len(entries)
             self._idle.clear()
             await self._reader.until(lambda memory: memory.under_way < _UNREAD_MAX)
             batch = await loop.run_in_executor(self._thread, self._encoded, entries)
             self._probe.encoded(len(entries), batch.seconds)
+            if batch.counts.encoded:
+                fit = int(_BATCH_S * batch.counts.encoded / batch.seconds)
+                limit = max(1, min(fit, 2 * limit, most))
             await self._sender.send(batch)
 
     def _encoded(self, entries: list[Entry]) -> Encoded:

@@ -145,13 +145,14 @@ class WorkerConfig:
 class EmbedConfig:
     """The embedder process.
 
-    `batch_items`: encoded at once, at most; it never waits for so many. `queue_items_max`,
+    `batch_items`: encoded at once, at most; it never waits for so many, and takes no more than
+    half a second's worth by the speed of the batch before. `queue_items_max`,
     `queue_bytes_max`: item events fetched and not encoded, beyond which fetching pauses.
     `threads`: of the encoders, 0 for as many as torch chooses. `state`: where it keeps which
     contents are encoded, a folder; empty: somewhere temporary, read from the topic at each start.
     """
 
-    batch_items: int = 32
+    batch_items: int = 512
     queue_items_max: int = 1_000
     queue_bytes_max: int = 67_108_864
     threads: int = 0

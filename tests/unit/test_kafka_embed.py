@@ -297,6 +297,29 @@ def test_fetching_goes_on_while_encoding_and_stops_where_the_queue_is_full(tmp_p
     assert (worker.counts.items, worker.counts.encoded) == (40, 40)
 
 
+def test_batches_are_of_half_a_second_s_worth(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("stream.kafka.embed.time.perf_counter", lambda: clock[0])
+
+    class Slow(Encoder):
+        def encode_many(self, items):
+            clock[0] += 0.1 * len(items)
+            return super().encode_many(items)
+
+    async def run():
+        encoder = Slow()
+        worker = worker_on(Consumer([item_value(n) for n in range(80)]), tmp_path, encoder)
+        task = asyncio.create_task(worker._follow())
+        await until(lambda: worker._consumer.given == 80)
+        encoder.go.set()
+        await task
+        return [len(batch) for batch in encoder.batches]
+
+    sizes = asyncio.run(run())
+    assert sum(sizes) == 80
+    assert max(sizes[2:]) == 5
+
+
 def test_what_cannot_be_used_becomes_letters_and_is_committed_with_the_rest(tmp_path):
     async def run():
         encoder = Encoder()
