@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 import numpy as np
 import xxhash
@@ -19,6 +20,9 @@ from embeddings.item_content import ItemContent
 
 F32 = NDArray[np.float32]
 Bools = NDArray[np.bool_]
+
+KEPT_VERSION_MARK: Final = "+kept-"
+"""Stands between the main encoder's version and what is kept, in a version."""
 
 
 class Once:
@@ -84,7 +88,7 @@ class BlockEncoder:
         stated = [[name, e.version, dims[name]] for name, e in kept.items()]
         of_means = means.version if means else ""
         digest = xxhash.xxh3_64_hexdigest(json.dumps([stated, seed, of_means]).encode())
-        self._version = f"{main.version}+kept-{digest}"
+        self._version = f"{main.version}{KEPT_VERSION_MARK}{digest}"
 
     @property
     def version(self) -> str:

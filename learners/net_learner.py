@@ -371,6 +371,8 @@ class NetLearner:
         """Steps, rows and table use; reads the device, so not for every step."""
         skipped = int(self._skipped)
         counts = {"steps": self.step, "rows_learned": self.rows_learned, "skipped": skipped}
+        if self.spec.incoming_blocks:
+            counts["beside_samples"] = self.beside_samples
         for table in self.tables:
             counts |= {f"ids{table.dim}_{k}": v for k, v in table.ids.counts().items()}
         for name, module in self.net.modules_on:

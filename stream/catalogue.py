@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from embeddings.blocks import KEPT_VERSION_MARK
 from embeddings.embedder import Embedder
 from embeddings.item_content import AttributeValue
 from embeddings.store_reader import StoreReader
@@ -66,23 +67,40 @@ class Catalogue:
 def read_catalogue(source: Path, config: Config | None, until_ms: int | None = None) -> Catalogue:
     """The items in `source`: a store's directory, a file of vectors, or a record log.
 
-    Items of a log are encoded as `config` says. `until_ms`: only what was known before. Raises
+    Items of a log are encoded as `config` says. `until_ms`: only what was known before. Of vectors
+    with several blocks the first one alone, as what is made of them compares vectors. Raises
     InputError where the source is none of these, or has no times to keep to `until_ms`.
     """
     if source.is_dir():
         reader = StoreReader(source)
         try:
-            return _collected(reader.items(), reader.encoder_version, until_ms)
+            found = _collected(reader.items(), reader.encoder_version, until_ms)
         finally:
             reader.close()
+        return _first_block(found, source, config)
     if not source.is_file():
         raise InputError(f"{source}: there is no such file or directory")
     if _is_vector_file(source):
         return _of_vector_file(source, until_ms)
     if config is None:
         raise InputError(f"{source}: a record log needs --config, which says how to encode items")
-    embedder = embedder_of(config)
+    embedder = embedder_of(replace(config, items=replace(config.items, keep={})))
     return _collected(_encoded(source, config, embedder, until_ms), embedder.version, until_ms)
+
+
+def _first_block(found: Catalogue, source: Path, config: Config | None) -> Catalogue:
+    """The catalogue with the first block of its vectors, where they have more than one."""
+    main, kept, _ = found.encoder_version.partition(KEPT_VERSION_MARK)
+    if not kept:
+        return found
+    if config is None or config.items.content_dim != found.vectors_ND.shape[1]:
+        raise InputError(
+            f"{source}: its vectors have several blocks ({found.vectors_ND.shape[1]} numbers in "
+            "all); give the --config that they were made with, whose items.dim is the first one's"
+        )
+    vectors_ND = found.vectors_ND[:, : config.items.dim]
+    present_N: NDArray[np.bool_] = np.linalg.norm(vectors_ND, axis=1) > 0
+    return replace(found, vectors_ND=vectors_ND, present_N=present_N, encoder_version=main)
 
 
 def titles_of(log: Path, topic: str) -> dict[int | str, str]:

@@ -127,7 +127,10 @@ class LivePipeline:
         """Counts of the report, progressive metrics, latencies; telemetry is told as well."""
         self._probe.publish(self._pipeline)
         clock_ms = self._pipeline.join.clock_ms
+        beside = len(self._pipeline.tables) > 1
+        share = getattr(self._pipeline.learner, "present_share", None) if beside else None
         return {
+            **({} if share is None else {"present_version_share": share}),
             **counts_of(self._pipeline),
             "clock_ms": clock_ms,
             "waiting_items": sum(table.pending for table in self._pipeline.tables),

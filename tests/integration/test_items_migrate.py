@@ -145,6 +145,7 @@ def test_an_encoder_is_changed_without_stopping_for_it(broker, tmp_path):
         scene.run("produce", str(second), "--config", str(config), "--skip-items")
         status = learned(scene, worker, IMPRESSIONS)
     assert status["dead_letters"] == 0
+    assert status["pipeline"]["present_version_share"] == 0
     assert "no score changes" in worker.text
     store = SnapshotStore(scene.snapshots / "snapshots")
     both = store.latest_valid().ref

@@ -9,13 +9,19 @@ import pytest
 import torch
 
 from embeddings.blocks import BlockEncoder, Once
+from embeddings.codebook_file import write_codebook
+from embeddings.codes.fit import FitConfig, fit
 from embeddings.fusion import FusionConfig, fused
 from embeddings.item_content import ItemContent
+from embeddings.vector_codec import decode_item_vector
+from embeddings.vector_store import RocksVectorStore, RocksVectorStoreConfig
+from embeddings.vectors import NO_KEYS
 from infra.errors import InputError
 from learners import catalog
 from learners.feature_spec import ContentBlock
 from learners.rankers.id_content import IdContent, IdContentConfig
-from stream.composition import encoder_of, load_config
+from stream.catalogue import read_catalogue
+from stream.composition import embedder_of, encoder_of, load_config
 from stream.feature_plan import plan
 from tests.support.batches import BatchMaker, small_spec
 
@@ -166,3 +172,56 @@ def test_the_base_sees_presence_of_its_own_block():
     )
     assert torch.equal(wide.predict_many(only_text), wide.predict_many(nothing))
     assert not torch.equal(wide.predict_many(only_text), wide.predict_many(batch))
+
+
+def kept_store(path):
+    """A store of vectors with two blocks, of items with and without text."""
+    config = load_config(None, KEEP)
+    embedder = embedder_of(config)
+    store = RocksVectorStore(RocksVectorStoreConfig(path=path), embedder.version)
+    items = [replace(item, ts_ms=1_700_000_000_000) for item in ITEMS]
+    rows = embedder.embed(items).rows
+    store.put_many(
+        np.array([row.item_id for row in rows], np.int64), [row.value for row in rows], NO_KEYS, {}
+    )
+    store.close()
+    return config
+
+
+def test_a_catalogue_compares_inside_the_first_block(tmp_path):
+    config = kept_store(tmp_path / "store")
+    catalogue = read_catalogue(tmp_path / "store", config)
+    plain = encoder_of(load_config(None, KEEP[:2]).items)
+    assert catalogue.encoder_version == plain.version
+    order = np.argsort(catalogue.item_ids)
+    np.testing.assert_allclose(
+        catalogue.vectors_ND[order], plain.encode_many(ITEMS)[0], atol=1e-3
+    )  # stored as float16
+    assert catalogue.present_N[order].tolist() == [True, True, True, False]
+
+
+def test_a_catalogue_of_blocks_needs_their_configuration(tmp_path):
+    kept_store(tmp_path / "store")
+    for config in (None, load_config(None, KEEP[:2])):
+        with pytest.raises(InputError, match=r"several blocks \(28 numbers in all\)"):
+            read_catalogue(tmp_path / "store", config)
+
+
+def test_codes_are_those_of_the_first_block(tmp_path):
+    """A book that was fitted to the fused vectors serves where modalities are kept as well."""
+    plain = load_config(None, KEEP[:2])
+    vectors, present = encoder_of(plain.items).encode_many(ITEMS)
+    small = FitConfig(levels=1, size=2, anchors=2, anchors_of_vector=1)
+    book = fit(vectors[present], encoder_of(plain.items).version, small)
+    write_codebook(tmp_path / "book.safetensors", book)
+    coded = {}
+    for name, overrides in (("plain", KEEP[:2]), ("kept", KEEP)):
+        config = load_config(None, (*overrides, f"items.codebook={tmp_path / 'book.safetensors'}"))
+        rows = (
+            embedder_of(config)
+            .embed([replace(item, ts_ms=1_700_000_000_000) for item in ITEMS])
+            .rows
+        )
+        coded[name] = [decode_item_vector(row.value).attributes for row in rows]
+    assert coded["plain"] == coded["kept"]
+    assert any("codes.rq1" in attributes for attributes in coded["kept"])
