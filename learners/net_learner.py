@@ -163,6 +163,8 @@ class NetLearner:
         skipped, ok = self._update(x, lookups, whole.detach())
         for _, module in self.net.modules_on:
             module.learned(inputs, ok=bool(ok))
+            if ok:
+                module.rows_given(self.tables, lookups)
         if self.spec.incoming_blocks:
             self._learned_beside(inputs, ok=bool(ok), rows=x.learnable)
         mean = told / max(x.weight_sum, 1e-12)

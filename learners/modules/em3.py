@@ -26,7 +26,9 @@ from learners.content_view import (
     picked_dots,
     weighted_sum,
 )
+from learners.embedding_table import EmbeddingTable, Lookup
 from learners.feature_spec import FeatureSpec
+from learners.modules.em3_cold import ContentToId
 from learners.modules.em3_contrast import (
     ContentIdContrast,
     IdGradient,
@@ -42,7 +44,7 @@ from learners.step_inputs import StepInputs
 
 I64 = NDArray[np.int64]
 SEED = 0x454D33
-PART, MEMORY_PART = "em3", "em3.memory"
+MEMORY_PART, COLD_PART = "em3.memory", "em3.cold"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +71,8 @@ class Em3Config(ModuleConfig):
     memory_rows: int = 100_000
     memory_age_ms: int = 259_200_000
     refresh_rows: int = 512
+    cold_rows: bool = False
+    """An item's id row begins with what a regression makes of its vector (see `ContentToId`)."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -96,7 +100,10 @@ class Em3Config(ModuleConfig):
 
 
 class Place(NamedTuple):
-    """Where a field of ids is: its column of the batch, its table, and its place there."""
+    """Where a field of ids is: its column of the batch, its table, and its place there.
+
+    A table has its id columns first, so that the place is the number of the shared row as well.
+    """
 
     column: int
     table: int
@@ -152,6 +159,7 @@ class Em3(Module):
         self.to_hidden = zero_start(config.dim * (1 + 2 * n), hidden)
         self.to_logit = zero_start(config.dim * n, 1) if n else None
         self.contrast: ContentIdContrast | None = None
+        self.cold = ContentToId(config.dim, self.item.dim) if config.cold_rows else None
         if config.contrast:
             self.contrast = ContentIdContrast(
                 config.dim, self.item.dim, temperature=config.temperature
@@ -278,14 +286,39 @@ class Em3(Module):
             ages.append(young[wanted])
         return _first(np.concatenate(keys), np.concatenate(at), known_N, self.config.refresh_rows)
 
+    @torch.no_grad()
+    def rows_given(self, tables: Sequence[EmbeddingTable], lookups: Sequence[Lookup]) -> None:
+        """Start the rows of items that were given one from content; learn from the mature ones."""
+        plan = lookups[self.item.table].plan
+        if self.cold is None or plan is None:
+            return
+        table, field = tables[self.item.table], self.item.place
+        own = plan.rows_U[table.ids.field_R[plan.rows_U] == field]
+        own = own[own >= table.ids.first_row]
+        keys_N = table.ids.keys_of(own)
+        at_N, new_N = self.memory.rows(keys_N), np.isin(own, plan.new_n)
+        known_N = at_N != self.memory.none
+        mature = known_N & ~new_N & (self.memory.seen(keys_N) >= self.config.mature_rows)
+        if mature.any():
+            rows = table.weight_RD[torch.from_numpy(own[mature])] - table.weight_RD[field]
+            self.cold.observe(self.memory.vector_MD[at_N[mature]], rows.cpu().numpy())
+        given = known_N & new_N
+        if given.any():
+            begun = self.cold.rows(self.memory.vector_MD[at_N[given]])
+            device = table.weight_RD.device
+            table.weight_RD[torch.from_numpy(own[given])] += torch.from_numpy(begun).to(device)
+
     def parts(self, mark: int | None) -> Sequence[Part]:
-        """The memory."""
-        return self.memory.parts(MEMORY_PART, mark)
+        """The memory, and the regression where there is one."""
+        parts = list(self.memory.parts(MEMORY_PART, mark))
+        return parts if self.cold is None else [*parts, self.cold.part(COLD_PART)]
 
     def apply(self, parts: Mapping[str, Part]) -> None:  # type: ignore[override]  # as containers do
         """Take the memory back; raises ValueError for one of another size."""
         if MEMORY_PART in parts:
             self.memory.apply(parts[MEMORY_PART])
+        if self.cold is not None:
+            self.cold.apply(parts, COLD_PART)
 
     def counts(self) -> Mapping[str, int]:
         """Of the memory."""

@@ -88,7 +88,7 @@ class FqFormer(nn.Module):
         self.project = nn.Linear(config.queries * config.dim, config.dim)
 
     def forward(self, tokens: Sequence[Tensor], kept: Sequence[Tensor]) -> Tensor:
-        """Vectors c [N, D] of tokens [N, T_k, width_k], with bool [N, T_k] which of them there are."""
+        """Vectors c [N, D] of tokens [N, T_k, width_k]; bool [N, T_k] says which there are."""
         c = self.config
         n = len(tokens[0])
         parts = [self.queries.expand(n, c.queries, c.dim)]

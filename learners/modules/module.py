@@ -9,11 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from infra.state import Part
 from learners.net_inputs import NetInputs
+
+if TYPE_CHECKING:
+    from learners.embedding_table import EmbeddingTable, Lookup
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +78,9 @@ class Module(nn.Module):
 
         The place where state that is no parameter changes, and the only one.
         """
+
+    def rows_given(self, tables: Sequence[EmbeddingTable], lookups: Sequence[Lookup]) -> None:
+        """Called after `learned` where the step was taken: ids that it gave rows may begin anew."""
 
     def parts(self, mark: int | None) -> Sequence[Part]:
         """Parts of the state that is no parameter; with a mark, what changed since that step."""

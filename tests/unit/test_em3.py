@@ -14,6 +14,7 @@ from learners import catalog
 from learners.batch import ContentRows
 from learners.feature_spec import ContentBlock
 from learners.modules.em3 import Correction, Em3Config
+from learners.modules.em3_cold import ContentToId
 from learners.modules.em3_contrast import (
     ContentIdContrast,
     contrast,
@@ -468,7 +469,15 @@ def test_needs_a_history_of_items_and_vectors():
 
 @pytest.mark.parametrize("check", EVERY_LEARNER, ids=lambda check: check.__name__)
 def test_keeps_the_contract_when_items_give_way_and_age(check):
-    em3 = {**SMALL, "memory_rows": 24, "memory_age_ms": 90_000, "refresh_rows": 4, "contrast": 0.1}
+    em3 = {
+        **SMALL,
+        "memory_rows": 24,
+        "memory_age_ms": 90_000,
+        "refresh_rows": 4,
+        "contrast": 0.1,
+        "cold_rows": True,
+        "mature_rows": 1,
+    }
     check(lambda: catalog.build("id_content", small_spec(), {"device": "cpu", "em3": em3}))
 
 
@@ -478,3 +487,45 @@ def test_learns_rows_by_heart():
     losses = [float(learner.learn_many(batch).loss) for _ in range(120)]
     assert losses[0] > 0.6
     assert losses[-1] < 0.1
+
+
+def test_the_regression_finds_a_linear_map():
+    rng, cold = np.random.default_rng(0), ContentToId(6, 3)
+    planted = rng.normal(size=(7, 3))
+    vectors = rng.normal(size=(50, 6)).astype(np.float32)
+    assert not cold.rows(vectors).any()
+    for step in range(64):
+        x = rng.normal(size=(30, 6)).astype(np.float32)
+        e = np.concatenate([x, np.ones((30, 1))], 1) @ planted
+        cold.observe(x, (e + rng.normal(0, 0.01, e.shape)).astype(np.float32))
+        assert step < 31 or cold.map_DE.any()
+    expected = np.concatenate([vectors, np.ones((50, 1))], 1) @ planted
+    np.testing.assert_allclose(cold.rows(vectors), expected, atol=0.1)
+
+
+def test_rows_of_new_items_begin_at_what_their_content_says():
+    """Beside a ranker without the option: the same but for the rows of items new in this step."""
+    spec, learners = small_spec(), {}
+    for cold in (False, True):
+        learner = build(spec, **{**SMALL, "mature_rows": 3, "cold_rows": cold})
+        stream = BatchMaker(spec)
+        for _ in range(45):
+            learner.learn_many(stream.batch(40))
+        learners[cold] = learner
+    plain, cold = state_of(learners[False]), state_of(learners[True])
+    cold.pop("em3.cold")
+    assert_same_state(plain, cold)  # no item is new after the first fit, and none before it was
+    batch = stream.batch(40)
+    batch.ids_BF[:4, 1] = torch.tensor([901, 902, 903, 904])
+    for learner in learners.values():
+        learner.learn_many(batch)
+    module, table = em3_of(learners[True]), learners[True].tables[1]
+    rows = {k: learners[k].tables[1].weight_RD for k in learners}
+    moved = (rows[True] != rows[False]).any(1).nonzero().flatten().numpy()
+    with_vector = ~batch.content.missing_B[:4].numpy()
+    assert sorted(table.ids.keys_of(moved).tolist()) == (np.arange(901, 905)[with_vector]).tolist()
+    at = module.memory.rows(table.ids.keys_of(moved))
+    begun = module.cold.rows(module.memory.vector_MD[at])
+    difference = (rows[True] - rows[False])[torch.from_numpy(moved)]
+    np.testing.assert_allclose(difference.numpy(), begun, atol=1e-5)
+    assert np.abs(begun).max() > 0.01
