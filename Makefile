@@ -90,6 +90,10 @@ bench: $(READY) ## the benchmarks, one after the other
 tune: $(READY) ## search the ranker's settings on days before the evaluated ones (goes on where it stopped)
 	$(BIN)/python -m tests.benchmarks.tune
 
+.PHONY: movielens
+movielens: $(READY) ## what text and pictures of films are worth, where the data is there (goes on where it stopped)
+	$(BIN)/python -m tests.benchmarks.movielens_content
+
 .PHONY: compose-check
 compose-check: $(READY) ## docker-compose.yml: statically, and on a container engine where one starts
 	$(BIN)/python -m tests.support.compose_check

@@ -22,7 +22,7 @@ from learners.batch import ContentRows, MiniBatch
 from learners.feature_spec import FeatureSpec
 from learners.learner import Learner, StepReport
 from learners.net_learner import NetLearner
-from stream.composition import compose
+from stream.composition import Variation, compose
 from stream.config import Config
 from tests.support.bench import LogInMemory, run_chunks
 
@@ -192,9 +192,9 @@ class _Recorder:
         return {}
 
 
-def record(config: Config, log: Path) -> Recording:
+def record(config: Config, log: Path, variation: Variation | None = None) -> Recording:
     """The steps of a log; in batches as small as the smallest step that is to be tried."""
-    composition = compose(config, None)
+    composition = compose(config, None, variation=variation)
     recorder = _Recorder()
     composition.pipeline.learner = recorder
     memory = LogInMemory(log, CHUNK_RECORDS)
