@@ -47,6 +47,8 @@ OPTIONS: Mapping[str, Mapping[str, object]] = {
 }
 """Options that make the checks small and independent of the machine."""
 MODULE_OPTIONS: Mapping[str, Mapping[str, object]] = {
+    "simtier": {"recent": [3]},
+    "simscore": {"recent": [3]},
     # Rows of a length that no other field has: its table is its own.
     "qarm": {"codes": ["rq1", "prefix2"], "anchors": 3, "dim": 5},
     "em3": {"dim": 16, "heads": 2, "rank": 2, "memory_rows": 64, "contrast": 0.1},
