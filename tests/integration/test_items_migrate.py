@@ -92,6 +92,29 @@ def learned(scene, worker, samples):
     return scene.status()
 
 
+def backfill_killed_and_resumed(scene, topic, new, state):
+    """Vectors of the new version for all items, each made once."""
+    before, version = (embedder_of(load_config(str(f), ())).version for f in (scene.config, new))
+    args = ["--config", str(scene.config), "--state", str(state), "--to", str(new)]
+    with Child(["-m", "stream.cli", "items", "migrate", *args]) as child:
+        deadline, pause = time.monotonic() + 60, threading.Event()
+        while topic.end() < ITEMS + 12:
+            assert child.process.poll() is None, child.tail()
+            assert time.monotonic() < deadline, child.tail()
+            pause.wait(0.02)
+        child.stop(signal.SIGKILL)
+    covered, _ = topic.rows().coverage(before, version)
+    assert 12 <= covered < ITEMS, "it was killed too late to show anything"
+    shown = migrate(scene, state, "--status")
+    assert (shown["phase"], shown["version"]) == ("backfill", version)
+    assert "go on with --to first" in migrate(scene, state, "--adopt", state, code=2)
+    ready = migrate(scene, state)
+    assert (ready["phase"], ready["covered"], ready["items"]) == ("ready", ITEMS, ITEMS)
+    assert topic.end() == 2 * ITEMS, "a vector was made twice"
+    scene.run("embed", "--config", str(new), "--until-end")  # follows from there on
+    assert topic.end() == 2 * ITEMS
+
+
 def test_an_encoder_is_changed_without_stopping_for_it(broker, tmp_path):
     scene = Scene(broker, tmp_path)
     scene.write_log(IMPRESSIONS)
@@ -109,25 +132,7 @@ def test_an_encoder_is_changed_without_stopping_for_it(broker, tmp_path):
     topic = Topic(scene)
     assert topic.rows().coverage(before, version) == (0, ITEMS)
 
-    # The back-fill is killed, and goes on where it was.
-    args = ["items", "migrate", "--config", str(config), "--state", str(state), "--to", str(new)]
-    with Child(["-m", "stream.cli", *args]) as child:
-        deadline, pause = time.monotonic() + 60, threading.Event()
-        while topic.end() < ITEMS + 12:
-            assert child.process.poll() is None, child.tail()
-            assert time.monotonic() < deadline, child.tail()
-            pause.wait(0.02)
-        child.stop(signal.SIGKILL)
-    covered, _ = topic.rows().coverage(before, version)
-    assert 12 <= covered < ITEMS, "it was killed too late to show anything"
-    shown = migrate(scene, state, "--status")
-    assert (shown["phase"], shown["version"]) == ("backfill", version)
-    assert "go on with --to first" in migrate(scene, state, "--adopt", tmp_path, code=2)
-    ready = migrate(scene, state)
-    assert (ready["phase"], ready["covered"], ready["items"]) == ("ready", ITEMS, ITEMS)
-    assert topic.end() == 2 * ITEMS, "a vector was made twice"
-    scene.run("embed", "--config", str(new), "--until-end")  # follows from there on
-    assert topic.end() == 2 * ITEMS
+    backfill_killed_and_resumed(scene, topic, new, state)
 
     # A worker of the present version passes the new one's vectors by.
     with scene.worker() as worker:
