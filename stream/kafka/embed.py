@@ -11,7 +11,6 @@ import contextlib
 import logging
 import signal
 import tempfile
-import time
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,21 +23,18 @@ from aiokafka import TopicPartition as KafkaPartition
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 
 from embeddings.embedder import Embedder
-from embeddings.row_memory import Place
 from infra.errors import FaultError, InputError
 from infra.telemetry import NO_TELEMETRY, Telemetry
-from stream.codec_items import ItemEvent
-from stream.columns import Rejected
-from stream.item_intake import content_of
 from stream.kafka.embed_counts import EmbedCounts, EmbedProbe
-from stream.kafka.embed_memory import MemoryReader, TopicMemory
-from stream.kafka.embed_queue import Entry, ItemQueue, entries_of
-from stream.kafka.embed_send import Encoded, Sender
+from stream.kafka.embed_encode import Encoded, Encoding
+from stream.kafka.embed_memory import TopicMemory
+from stream.kafka.embed_queue import ItemQueue, entries_of
+from stream.kafka.embed_reader import MemoryReader
+from stream.kafka.embed_send import Sender
 from stream.kafka.embed_sources import EmbedSources
 from stream.kafka.record_batch import record_batch
 from stream.kafka.settings import ShellConfig
 from stream.records import TopicPartition
-from stream.sequencer import DeadLetter, dead_letter
 
 log = logging.getLogger(__name__)
 
@@ -88,10 +84,7 @@ class EmbedWorker:
             items_max=config.embed.queue_items_max, bytes_max=config.embed.queue_bytes_max
         )
         self._thread = ThreadPoolExecutor(1, "encode")
-        self._logs = [
-            xxhash.xxh3_64_intdigest(f"{sources.items_id}/{p} {embedder.form}".encode()) >> 1
-            for p in range(sources.items_partitions)
-        ]
+        self._encoding = Encoding(embedder, sources)
         self._taken = 0  # entries that were taken from the queue and are not done
         self._idle = asyncio.Event()
         self._idle.set()
@@ -131,7 +124,6 @@ class EmbedWorker:
     async def _connect(self, stack: contextlib.AsyncExitStack, memory: TopicMemory) -> None:
         kafka, topics = self._config.kafka, self._config.topics
         partitions = self._sources.vectors_partitions
-        self._reader = MemoryReader(kafka, topics.item_vectors, partitions, memory)
         self._consumer = AIOKafkaConsumer(
             bootstrap_servers=kafka.servers,
             client_id="millrace-embed",
@@ -153,6 +145,9 @@ class EmbedWorker:
             self._producer, self._config, memory, done=self._done,
             same_partitions=self._sources.items_partitions == partitions,
         )  # fmt: skip
+        self._reader = MemoryReader(
+            kafka, topics.item_vectors, partitions, memory, send_again=self._sender.send_again
+        )
         clients: tuple[Any, ...] = (self._reader, self._consumer, self._producer)
         for client in clients:
             stack.push_async_callback(client.stop)
@@ -269,36 +264,12 @@ class EmbedWorker:
             self._taken += len(entries)
             self._idle.clear()
             await self._reader.until(lambda memory: memory.under_way < _UNREAD_MAX)
-            batch = await loop.run_in_executor(self._thread, self._encoded, entries)
+            batch = await loop.run_in_executor(self._thread, self._encoding, entries)
             self._probe.encoded(len(entries), batch.seconds)
             if batch.counts.encoded:
-                fit = int(_BATCH_S * batch.counts.encoded / batch.seconds)
+                fit = int(_BATCH_S * batch.counts.encoded / max(batch.seconds, 1e-6))
                 limit = max(1, min(fit, 2 * limit, most))
             await self._sender.send(batch)
-
-    def _encoded(self, entries: list[Entry]) -> Encoded:
-        began = time.perf_counter()
-        good = [(e, e.found) for e in entries if isinstance(e.found, ItemEvent)]
-        letters = [e.found for e in entries if isinstance(e.found, DeadLetter)]
-        places = [Place(self._logs[e.tp.partition], e.offset, e.event) for e, _ in good]
-        embedded = self._embedder.embed([content_of(event) for _, event in good], places)
-        for index, bad in embedded.rejected:
-            entry, event = good[index]
-            refused = Rejected(
-                record=event.record, index=event.index, detail=bad.detail,
-                reason=bad.reason,  # type: ignore[arg-type]  # a word of the wire, from below
-            )  # fmt: skip
-            letters.append(dead_letter(entry.batch, refused))
-        counts = EmbedCounts(
-            items=len(good), vectors=len(embedded.rows), unchanged=embedded.unchanged,
-            done=embedded.done, rejected=len(letters), refused=self._embedder.refusals(),
-        )  # fmt: skip
-        for row in embedded.rows:
-            setattr(counts, row.made, getattr(counts, row.made) + 1)
-        return Encoded(
-            entries=entries, rows=[(good[row.index][0], row) for row in embedded.rows],
-            letters=letters, counts=counts, seconds=time.perf_counter() - began,
-        )  # fmt: skip
 
     # What the broker has
 

@@ -6,33 +6,28 @@ without that header (a broker or tool lost it) is encoded once more.
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 import struct
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 import xxhash
-from aiokafka import AIOKafkaConsumer
-from aiokafka import TopicPartition as KafkaPartition
 
 from embeddings.row_memory import Place, Remembered
 from embeddings.vector_store import RocksVectorStore, RocksVectorStoreConfig
 from embeddings.vectors import NO_KEYS
 from stream.codec_write import encode_vector_key
 from stream.item_pending import ItemPosition
-from stream.kafka.settings import KafkaConfig
 
 HEADER: Final = "millrace-made-of"
 _FORM: Final = struct.Struct("<16s16sqqi")
 _NOTHING: Final = bytes(_FORM.size)
 _IDENTITY: Final = "rows of item-vectors, 1"
-_POLL_MS: Final = 200
-_RECORDS_MAX: Final = 2_000
+_OVERTAKEN_MAX: Final = 10_000
 
 
 def header_of(row: Remembered) -> bytes:
@@ -59,6 +54,24 @@ class _Sent(NamedTuple):
     row: Remembered
 
 
+class Overtaken(NamedTuple):
+    """A row that was followed by an older one: `packed` is its header and value."""
+
+    partition: int
+    key: bytes
+    packed: bytes
+
+    @property
+    def header(self) -> bytes:
+        """What it was made of."""
+        return self.packed[: _FORM.size]
+
+    @property
+    def value(self) -> bytes:
+        """The row."""
+        return self.packed[_FORM.size :]
+
+
 class TopicMemory:
     """A RowMemory of all that is on item-vectors. Encoder's and reader's threads call it.
 
@@ -79,6 +92,7 @@ class TopicMemory:
         self._closed = False
         self._ahead: dict[int, Remembered] = {}
         self._sent: dict[int, deque[_Sent]] = {}
+        self._overtaken: dict[int, Overtaken] = {}
         self._store = self._opened()
         found = self._positions()
         if any(at.source_id != source_id for at in found.values()):
@@ -136,21 +150,32 @@ class TopicMemory:
                 self._sent.setdefault(partition, deque()).append(_Sent(offset, key, row))
 
     def read(self, partition: int, records: Sequence[Any]) -> None:
-        """Take records of the topic, in their order."""
-        last = {_key(r.key): r for r in records if r.key is not None}
-        values = {
-            key: dict(r.headers).get(HEADER, _NOTHING) + r.value
-            for key, r in last.items()
-            if r.value is not None
-        }
-        gone = [key for key, r in last.items() if r.value is None]
+        """Take records of the topic, in their order.
+
+        One that an embedder sent too late, after a newer row of its item, is not taken: the newer
+        row is among `overtaken`, until it is on the topic again.
+        """
+        named = [(_key(r.key), r) for r in records if r.key is not None]
+        keys = np.unique(np.fromiter((key for key, _ in named), np.int64, len(named)))
         at = ItemPosition(self._source_id, records[-1].offset + 1, 0)
         with self._writing:
             if self._closed:
                 return
+            rows = dict(zip(keys.tolist(), self._store.get_many(keys), strict=True))
+            for key, r in named:
+                header = dict(r.headers).get(HEADER, _NOTHING)
+                before = rows[key]
+                if before is not None and r.value is not None and _is_later(before, header):
+                    if len(self._overtaken) < _OVERTAKEN_MAX:
+                        self._overtaken[key] = Overtaken(partition, r.key, before)
+                    continue
+                self._overtaken.pop(key, None)
+                rows[key] = None if r.value is None else header + r.value
+            gone = [key for key, row in rows.items() if row is None]
+            kept = {key: row for key, row in rows.items() if row is not None}
             self._store.put_many(
-                np.fromiter(values, np.int64, len(values)),
-                list(values.values()),
+                np.fromiter(kept, np.int64, len(kept)),
+                list(kept.values()),
                 np.array(gone, np.int64) if gone else NO_KEYS,
                 {f"{self._topic}/{partition}": at.to_bytes()},
             )
@@ -159,6 +184,13 @@ class TopicMemory:
             sent = self._sent.get(partition, deque())
             while sent and sent[0].offset < at.offset:
                 self._settle(sent.popleft())
+
+    def overtaken(self) -> list[Overtaken]:
+        """Rows to be sent again, as an older one of their item came after them; told once."""
+        with self._writing:
+            found = list(self._overtaken.values())
+            self._overtaken.clear()
+        return found
 
     def _settle(self, sent: _Sent) -> None:
         if self._ahead.get(sent.key) is sent.row:
@@ -177,65 +209,12 @@ class TopicMemory:
         return found
 
 
-class MemoryReader:
-    """Follows item-vectors, all partitions, outside of the consumer group, into a TopicMemory."""
-
-    def __init__(
-        self, kafka: KafkaConfig, topic: str, partitions: int, memory: TopicMemory
-    ) -> None:
-        self._memory = memory
-        self._tps = [KafkaPartition(topic, p) for p in range(partitions)]
-        self._moved = asyncio.Condition()
-        self._consumer = AIOKafkaConsumer(
-            bootstrap_servers=kafka.servers,
-            client_id="millrace-embed-memory",
-            enable_auto_commit=False,
-            auto_offset_reset="earliest",
-            fetch_max_wait_ms=_POLL_MS,
-        )
-
-    async def start(self) -> None:
-        """Connect, and seek to where the memory ends."""
-        consumer, memory = self._consumer, self._memory
-        await consumer.start()
-        consumer.assign(self._tps)
-        ends = await consumer.end_offsets(self._tps)
-        firsts = await consumer.beginning_offsets(self._tps)
-        if any(memory.next_offset.get(tp.partition, 0) > ends[tp] for tp in self._tps):
-            # Records are gone from the topic: what they said must go from the memory as well.
-            await asyncio.to_thread(memory.clear)
-        for tp in self._tps:
-            memory.next_offset.setdefault(tp.partition, 0)
-            start = max(memory.next_offset[tp.partition], firsts[tp])
-            memory.next_offset[tp.partition] = start
-            consumer.seek(tp, start)
-
-    async def stop(self) -> None:
-        """Disconnect."""
-        await self._consumer.stop()
-
-    async def run(self) -> None:
-        """Read until cancelled."""
-        while True:
-            fetched = await self._consumer.getmany(timeout_ms=_POLL_MS, max_records=_RECORDS_MAX)
-            for tp, records in fetched.items():
-                await asyncio.to_thread(self._memory.read, tp.partition, records)
-            async with self._moved:
-                self._moved.notify_all()
-
-    async def caught_up(self) -> None:
-        """Wait until all has been read that is on the topic now."""
-        ends = await self._consumer.end_offsets(self._tps)
-        await self.until(lambda memory: _reaches(memory.next_offset, ends))
-
-    async def until(self, ready: Any) -> None:
-        """Wait until `ready(memory)`, looked at after each fetch."""
-        async with self._moved:
-            await self._moved.wait_for(lambda: ready(self._memory))
-
-
-def _reaches(next_offset: Mapping[int, int], ends: Mapping[KafkaPartition, int]) -> bool:
-    return all(next_offset[tp.partition] >= end for tp, end in ends.items())
+def _is_later(stored: bytes, header: bytes) -> bool:
+    """Whether a stored row was made of a later event of the same log than this header's."""
+    one, other = remembered(stored[: _FORM.size], b""), remembered(header, b"")
+    if one is None or other is None or one.place is None or other.place is None:
+        return False
+    return one.place.reaches(other.place) and one.place != other.place
 
 
 def _key(record_key: bytes) -> int:

@@ -6,32 +6,20 @@ Keeps the order in which it is given batches; so many may be on their way at onc
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 from aiokafka import AIOKafkaProducer
 
-from embeddings.embedder import ItemVectorRow
 from stream.kafka.dead_letters import encode_dead_letter
-from stream.kafka.embed_counts import EmbedCounts
-from stream.kafka.embed_memory import HEADER, TopicMemory, header_of
-from stream.kafka.embed_queue import Entry
+from stream.kafka.embed_encode import Encoded
+from stream.kafka.embed_memory import HEADER, Overtaken, TopicMemory, header_of
 from stream.kafka.settings import ShellConfig
-from stream.sequencer import DeadLetter
+
+log = logging.getLogger(__name__)
 
 _UNDER_WAY_MAX: Final = 8
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Encoded:
-    """A batch of item events and what came of them; `counts` are of this batch alone."""
-
-    entries: Sequence[Entry]
-    rows: Sequence[tuple[Entry, ItemVectorRow]]
-    letters: Sequence[DeadLetter]
-    counts: EmbedCounts
-    seconds: float
 
 
 class Sender:
@@ -71,6 +59,18 @@ class Sender:
             for entry, row in batch.rows
         ]
         await self._under_way.put((batch, rows, letters))
+
+    async def send_again(self, rows: Sequence[Overtaken]) -> None:
+        """Put rows behind older ones that came after them."""
+        log.warning("%d rows of item-vectors were overtaken by older ones: sent again", len(rows))
+        answers = [
+            await self._producer.send(
+                self._topics.item_vectors, row.value, row.key, row.partition,
+                headers=[(HEADER, row.header)],
+            )
+            for row in rows
+        ]  # fmt: skip
+        await asyncio.gather(*answers)
 
     async def run(self) -> None:
         """Wait for the broker's answers, until cancelled."""

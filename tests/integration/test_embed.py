@@ -19,6 +19,7 @@ from stream.item_intake import content_of
 from tests.support.item_topic import by_item, rows_of, send_items
 from tests.support.kafka_process import Child
 from tests.support.kafka_stream import T0_MS, Scene
+from tests.support.kafka_topics import send
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(300)]
 PARTITIONS = 2
@@ -193,6 +194,26 @@ def test_embedders_share_partitions_and_hand_them_over(broker, tmp_path):
             until_rows(scene, second, sum(map(len, wanted.values())))
             assert second.stop() == 0, second.tail()
     same_rows(written(scene), wanted)
+
+
+def test_a_row_that_a_stalled_embedder_sends_too_late_does_not_stay_the_last(broker, tmp_path):
+    scene = scene_on(broker, tmp_path)
+    topic = scene.topics["item_vectors"]
+    send_items(broker, scene.topics["items"], PARTITIONS, [event(2), event(2, 1)])
+    embed(scene, "--until-end")
+    consumer = KafkaConsumer(bootstrap_servers=broker, auto_offset_reset="earliest")
+    consumer.assign([TopicPartition(topic, 0)])
+    records = []
+    while len(records) < 2:
+        records += [r for batch in consumer.poll(1_000).values() for r in batch]
+    consumer.close()
+    send(broker, topic, [(0, records[0].key, records[0].value, records[0].headers)])
+    with embedder_process(scene) as child:
+        until_rows(scene, child, 4)
+        assert child.stop() == 0, child.tail()
+    titles = expected(scene, [event(2), event(2, 1)])[0][2]
+    rows = written(scene)[2]
+    assert rows == [decode_item_vector(titles[n]) for n in (0, 1, 0, 1)]
 
 
 def test_what_cannot_be_used_of_an_item_is_told(broker, tmp_path):

@@ -150,6 +150,22 @@ def test_rows_are_known_from_their_making_on_and_from_the_topic_for_good(tmp_pat
     again.close()
 
 
+def test_a_row_that_comes_after_a_newer_one_is_not_taken_and_the_newer_is_sent_again(tmp_path):
+    memory = TopicMemory(tmp_path / "m", "vectors", "id-1")
+    memory.read(0, [record(0, 1, row("n", 5)), record(1, 2, row("x", 6))])
+    late = row("l", 4)
+    memory.read(0, [record(2, 1, late), record(3, 2, row("y", 7))])
+    assert memory.get_many([1, 2]) == [row("n", 5), row("y", 7)]
+    (again,) = memory.overtaken()
+    assert (again.partition, again.value) == (0, b"n")
+    assert remembered(again.header, again.value) == row("n", 5)
+    assert memory.overtaken() == []
+    # A repair that is on the topic already is not done again: neither now nor at a new start.
+    memory.read(0, [record(4, 1, late), record(5, 1, row("n", 5))])
+    assert memory.overtaken() == []
+    memory.close()
+
+
 def test_a_row_that_others_took_away_is_forgotten(tmp_path):
     memory = TopicMemory(tmp_path / "m", "vectors", "id-1")
     memory.read(0, [record(0, 1, row("a"))])
@@ -299,7 +315,7 @@ def test_fetching_goes_on_while_encoding_and_stops_where_the_queue_is_full(tmp_p
 
 def test_batches_are_of_half_a_second_s_worth(tmp_path, monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr("stream.kafka.embed.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("stream.kafka.embed_encode.time.perf_counter", lambda: clock[0])
 
     class Slow(Encoder):
         def encode_many(self, items):
