@@ -259,6 +259,11 @@ def _incoming(config: Config, present: Embedder, store_path: Path | None) -> Inc
     if not config.items.next:
         return None
     items = next_items_of(config)
+    if config.items.codebook or items.codebook:
+        raise InputError(
+            "items.next: codes of another encoder version mean other things, and their rows would "
+            "not know; leave items.codebook out of both, then fit a book to the new vectors"
+        )
     embedder = embedder_of(replace(config, items=items))
     if embedder.version == present.version or not (config.items.dim and items.dim):
         raise InputError(

@@ -51,6 +51,8 @@ class Qarm(Module):
     What has no code adds exactly 0: an item without codes, a history without any, no match.
     """
 
+    reads_vectors = False
+
     def __init__(self, spec: FeatureSpec, config: QarmConfig, hidden: int) -> None:
         super().__init__()
         histories = [(b.name, b.length) for b in spec.bags if b.is_history]

@@ -106,8 +106,14 @@ def test_the_present_version_fades_in_step_with_learned_samples():
     assert shares[13:] == [0.0, 0.0]
 
 
-@pytest.mark.parametrize("options", ({}, ON, {"content_projection": 0, **ON}))
-def test_a_faded_version_is_dropped_without_a_change_of_any_score(options):
+READERS = [name for name, module in BUILDERS.items() if module.reads_vectors]
+
+
+@pytest.mark.parametrize("module", (None, *READERS))
+@pytest.mark.parametrize("projection", (0, 16))
+def test_a_faded_version_is_dropped_without_a_change_of_any_score(module, projection):
+    on = {module: {"on": True, **MODULE_OPTIONS.get(module, {})}} if module else {}
+    options = {"content_projection": projection, **on}
     _, after, stream = migrating(**options)
     for _ in range(14):
         after.learn_many(stream.batch(40))

@@ -148,6 +148,21 @@ def test_a_run_killed_during_the_fade_goes_on_bit_for_bit(world, stopped, tmp_pa
     np.testing.assert_array_equal(predictions(whole)["logit"], predictions(cut)["logit"])
 
 
+def test_a_module_joins_a_replay_by_permission_and_without_a_jump(world, stopped, tmp_path):
+    log, _, _ = world
+    ranker = {"name": "id_content", "label": "click", "options": {"linear_content": {"on": True}}}
+    with pytest.raises(InputError, match=r"ranker\.options\.linear_content\.on"):
+        resumed(stopped, tmp_path / "no", ranked_config(snapshot=SNAPSHOT, ranker=ranker), log)
+    grown = ranked_config(snapshot=SNAPSHOT, ranker=ranker | {"grow": True})
+    result = resumed(stopped, tmp_path / "yes", grown, log)
+    assert "module 'linear_content' begins afresh" in result.restored.notes
+    reference = predictions(replay(OLD, (log,), tmp_path / "reference"))["logit"]
+    logits = predictions(result)["logit"]
+    same = int(np.argmax(logits != reference))
+    assert same >= result.restored.meta["samples"] + 64
+    assert not np.array_equal(logits, reference)
+
+
 def test_versions_do_not_change_in_silence(world, stopped, tmp_path):
     """Neither another next version, nor none, nor the new one before its time."""
     log, during, new = world
@@ -163,6 +178,13 @@ def test_versions_do_not_change_in_silence(world, stopped, tmp_path):
         with pytest.raises(InputError, match=message):
             replay(config, (log,), tmp_path / "again", resume=True)
         shutil.rmtree(tmp_path / "again")
+
+
+def test_codes_do_not_change_their_version(world, tmp_path):
+    coded = ranked_config(items={"dim": 24, "seed": 7, "codebook": "book.safetensors"})
+    file = write_config(tmp_path / "coded.toml", coded)
+    with pytest.raises(InputError, match="codes of another encoder version"):
+        compose(replace(OLD, items=replace(OLD.items, next=str(file))), None)
 
 
 def test_the_next_version_must_be_another_one(world, tmp_path):
