@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from infra.state import Part
+from learners.distinct_keys import Distinct, distinct_keys
 from learners.feature_spec import FeatureSpec, IdField
 from learners.id_kernels import I64, U8
 from learners.id_table import IdTable, KeyBlock, Plan, noise_of_keys
@@ -45,19 +46,22 @@ class TableConfig:
 class Lookup:
     """What one table gives for a batch: leaves for autograd, and how to update their rows.
 
-    `embedded_BFD` rows of the id columns; `pooled_BD` one mean of rows a bag, but [B, L, D] of a
-    sequence; `inv_len_B1` of each bag, None of a sequence. `plan` is None for predictions.
+    `embedded_BFD` rows of the id columns; `pooled_BD` one mean of rows a bag, and of a sequence
+    the rows [U, D] of its distinct ids, the first of them zeros; `inv_len_B1` of each bag, None of
+    a sequence; `index_BL` int32 of each sequence: places among its rows, 0 for none; None of a
+    bag. `plan` is None for predictions.
     """
 
     embedded_BFD: Tensor
     pooled_BD: tuple[Tensor, ...]
     inv_len_B1: tuple[Tensor | None, ...]
+    index_BL: tuple[Tensor | None, ...]
     plan: Plan | None
 
     def gradient(self) -> Tensor:
         """Rows of gradient that the plan's sources point to, float32 [n, D].
 
-        B F of the ids, then B of each bag or B L of each sequence; zeros for what nobody read.
+        B F of the ids, then B of each bag or U of each sequence; zeros for what nobody read.
         """
         dim = self.embedded_BFD.shape[-1]
         parts = [_gradient_of(self.embedded_BFD).reshape(-1, dim)]
@@ -122,7 +126,15 @@ class EmbeddingTable:
             self.weight_RD[: len(old_weight)] = old_weight
             self.accumulator_R[: len(old_accumulator)] = old_accumulator
 
-    def _blocks(self, ids_BF: I64, bags_BL: Sequence[I64]) -> list[KeyBlock]:
+    def _sequences(self, bags_BL: Sequence[I64], flag_B: U8) -> list[Distinct | None]:
+        return [
+            distinct_keys(bags_BL[bag], flag_B) if sequence else None
+            for bag, sequence in zip(self.bags, self._sequence, strict=True)
+        ]
+
+    def _blocks(
+        self, ids_BF: I64, bags_BL: Sequence[I64], sequences: Sequence[Distinct | None]
+    ) -> list[KeyBlock]:
         b, n = len(ids_BF), len(self.columns)
         blocks = [
             KeyBlock(
@@ -134,34 +146,36 @@ class EmbeddingTable:
         ]
         start = b * n
         for place, bag in enumerate(self.bags):
-            keys_BL = bags_BL[bag]
-            length = keys_BL.shape[1] if self._sequence[place] else 0
+            few = sequences[place]
             blocks.append(
                 KeyBlock(
-                    keys_BN=keys_BL,
-                    field_N=self._bag_field[place],
-                    source=np.array([start, length, 1] if length else [start, 1, 0]),
+                    keys_BN=bags_BL[bag] if few is None else few.keys_U1,
+                    field_N=self._bag_field[place] if few is None else self._bag_field[place][:1],
+                    source=np.array([start, 1, 0]),
                     admit=self._admit[place],
+                    flag_B=None if few is None else few.flag_U,
                 )
             )
-            start += b * max(length, 1)
+            start += b if few is None else len(few.keys_U1)
         return blocks
 
     @torch.no_grad()
     def predict(self, ids_BF: I64, bags_BL: Sequence[I64]) -> Lookup:
         """Rows for scoring; changes nothing."""
-        reads = [self.ids.predict(block) for block in self._blocks(ids_BF, bags_BL)]
-        return self._lookup(reads, None)
+        sequences = self._sequences(bags_BL, np.zeros(len(ids_BF), np.uint8))
+        reads = [self.ids.predict(block) for block in self._blocks(ids_BF, bags_BL, sequences)]
+        return self._lookup(reads, sequences, None)
 
     @torch.no_grad()
     def learn(
         self, ids_BF: I64, bags_BL: Sequence[I64], flag_B: U8, *, clock_ms: int, step: int
     ) -> Lookup:
         """The same rows, as leaves of autograd, and the plan; new ids get rows."""
-        blocks = self._blocks(ids_BF, bags_BL)
+        sequences = self._sequences(bags_BL, flag_B)
+        blocks = self._blocks(ids_BF, bags_BL, sequences)
         reads, plan = self.ids.learn(blocks, flag_B, clock_ms=clock_ms, step=step)
         self.grow()
-        lookup = self._lookup(reads, plan)
+        lookup = self._lookup(reads, sequences, plan)
         if len(plan.new_n):
             self._start_rows(plan.new_n.astype(np.int64))
         for leaf in (lookup.embedded_BFD, *lookup.pooled_BD):
@@ -175,13 +189,20 @@ class EmbeddingTable:
         self.weight_RD.index_copy_(0, rows, noise.add_(self.weight_RD.index_select(0, field_n)))
         self.accumulator_R.index_fill_(0, rows, 0.0)
 
-    def _lookup(self, reads: Sequence[tuple[np.ndarray, np.ndarray]], plan: Plan | None) -> Lookup:
+    def _lookup(
+        self,
+        reads: Sequence[tuple[np.ndarray, np.ndarray]],
+        sequences: Sequence[Distinct | None],
+        plan: Plan | None,
+    ) -> Lookup:
         (rows_BF, _), *bags = reads
         pooled: list[Tensor] = []
         inv_lens: list[Tensor | None] = []
-        for (rows_BL, inv_len_B), sequence in zip(bags, self._sequence, strict=True):
-            if sequence:
-                pooled.append(functional.embedding(self._put(rows_BL), self.weight_RD))
+        indices: list[Tensor | None] = []
+        for (rows_BL, inv_len_B), few in zip(bags, sequences, strict=True):
+            indices.append(None if few is None else self._put(few.index_BL))
+            if few is not None:
+                pooled.append(functional.embedding(self._put(rows_BL[:, 0]), self.weight_RD))
                 inv_lens.append(None)
                 continue
             inv_len_B1 = self._put(inv_len_B).unsqueeze(1)
@@ -190,8 +211,9 @@ class EmbeddingTable:
             inv_lens.append(inv_len_B1)
         embedded = functional.embedding(self._put(rows_BF), self.weight_RD)
         return Lookup(
-            embedded_BFD=embedded, pooled_BD=tuple(pooled), inv_len_B1=tuple(inv_lens), plan=plan
-        )
+            embedded_BFD=embedded, pooled_BD=tuple(pooled), inv_len_B1=tuple(inv_lens),
+            index_BL=tuple(indices), plan=plan,
+        )  # fmt: skip
 
     def _put(self, array: np.ndarray) -> Tensor:
         tensor = torch.from_numpy(array)

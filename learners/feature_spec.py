@@ -40,7 +40,8 @@ class Bag:
     reader: str = ""
     """As of a field. What a module reads gives ids their rows, whatever `admit_from_bags` says."""
     sequence: bool = False
-    """The rows of its entries one by one, in their order, instead of their mean."""
+    """The rows of its entries one by one, in their order, instead of their mean. An id is sighted
+    once a batch, however often it occurs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

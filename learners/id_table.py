@@ -26,6 +26,7 @@ from learners.id_kernels import (
     N_STATE,
     NEW,
     OCCURRENCES,
+    U8,
     UNIQUE,
 )
 
@@ -49,13 +50,14 @@ class KeyBlock:
 
     `keys_BN` int64, 0 for an empty place; `field_N` the table's field of each column; occurrence
     (b, k) has row `source[0] + b source[1] + k source[2]` of the gradient matrix. `admit`: may a
-    sighting here give an id its row.
+    sighting here give an id its row. `flag_B`: of its own rows, where they are not the batch's.
     """
 
     keys_BN: I64
     field_N: I64
     source: I64
     admit: bool
+    flag_B: U8 | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,7 +191,8 @@ class IdTable:
             read_BN = np.empty(block.keys_BN.shape, np.int32)
             inv_len_B = np.empty(len(block.keys_BN), np.float32)
             kernels.learn_rows(
-                block.keys_BN, block.field_N, flag_B, block.source, block.admit, ids, waits,
+                block.keys_BN, block.field_N, flag_B if block.flag_B is None else block.flag_B,
+                block.source, block.admit, ids, waits,
                 plan_room, read_BN, inv_len_B,
             )  # fmt: skip
             reads.append((read_BN, inv_len_B))

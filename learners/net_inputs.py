@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 class NetInputs:
     """What a net reads; T tables, each with its id columns and bags.
 
-    `embedded_BFD` and `pooled_BD` one entry a table; `dense_BD` standardised, `raw_BD` not.
+    `embedded_BFD` and `pooled_BD` one entry a table; of a sequence `pooled_BD` has the rows [U, D]
+    of its distinct ids, and `index_BL` the places of its entries among them (see `Lookup`).
+    `dense_BD` standardised, `raw_BD` not.
     `target_BC` and `pooled_BC` content vectors, zero where missing. `repeats_BH` as in StepInputs.
     `step`: all the rest of the batch, keys and single vectors among it; its labels are for losses
     only. `incoming`: the same with the vectors of another encoder version, while one comes in;
@@ -38,6 +40,7 @@ class NetInputs:
     """Number of the learn step, from 1 on; when scoring, of the last one."""
     incoming: NetInputs | None = None
     present_share: float = 1.0
+    index_BL: tuple[tuple[Tensor | None, ...], ...] = ()
 
 
 class RankerNet(nn.Module):

@@ -174,6 +174,7 @@ class NetLearner:
         inputs = NetInputs(
             embedded_BFD=tuple(lookup.embedded_BFD for lookup in lookups),
             pooled_BD=tuple(lookup.pooled_BD for lookup in lookups),
+            index_BL=tuple(lookup.index_BL for lookup in lookups),
             dense_BD=self.moments.standardise(x.dense_BD),
             raw_BD=x.dense_BD,
             target_BC=x.target_BC,

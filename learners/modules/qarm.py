@@ -8,23 +8,18 @@ history's entry, K = S D, P pooled forms, X columns of all that is added.
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 
 from learners.feature_spec import FeatureSpec
 from learners.id_kernels import I64
 from learners.modules.module import Addition, Module, zero_start
 from learners.modules.qarm_codes import CodeBag, QarmConfig, code_bags
+from learners.modules.qarm_pool import Keys, pooled_history
+from learners.modules.small_norm import small_norm
 from learners.net_inputs import NetInputs
-
-OUT_OF_SIGHT = -1e9
-"""Score of an entry without codes: its weight is exactly 0 beside any other."""
 
 
 class _Place(NamedTuple):
@@ -38,10 +33,10 @@ class _Place(NamedTuple):
 class Qarm(Module):
     """Codes to the first hidden layer through a map that starts at 0.
 
-    Every vector is normalised (LayerNorm without parameters), so that rows that start near 0 weigh
-    as much as other inputs. Item side: the rows of the target's codes, t_1 to t_C (z_rq), and the
-    mean of its anchors' rows (z_vq). Of each history, with k_i the rows of entry i side by side, t
-    those of the target, and m_i which codes both share:
+    What each code gives is normalised (LayerNorm without parameters), so that rows that start near
+    0 weigh as much as other inputs. Item side: the rows of the target's codes, t_1 to t_C (z_rq),
+    and the mean of its anchors' rows (z_vq). Of each history, with k_i the rows of entry i side by
+    side, t those of the target, and m_i which codes both share:
 
     - sequence: s = sum_i w_i k_i, w = softmax of (A t).k_i / sqrt(K) + b.m_i over coded entries, A
       and b learned, 1 at the start;
@@ -70,7 +65,9 @@ class Qarm(Module):
         self.config = config
         self.reads = frozenset(bag.name for bag in bags)
         self.places = {bag.name: _place(spec, names[bag.name]) for bag in bags}
-        self.target = {bag.code: bag for bag in bags if not bag.history}
+        # Codes of histories first: what they have in common with the target is then one slice.
+        own = {bag.code: bag for bag in bags if not bag.history}
+        self.target = {code: own[code] for code in dict.fromkeys((*config.history_codes, *own))}
         self.histories = [
             [bag for bag in bags if bag.history == name]
             for name in dict.fromkeys(bag.history for bag in bags if bag.history)
@@ -90,11 +87,11 @@ class Qarm(Module):
     def forward(self, x: NetInputs, *, learning: bool) -> Addition:
         """What the codes add to the first hidden layer."""
         del learning
-        parts: list[Tensor] = []
-        if "item" in self.config.uses:
-            parts += [_normalised(self._rows(x, bag)) for bag in self.target.values()]
+        own = [self._rows(x, bag) for bag in self.target.values()]
+        normal_BCD = small_norm(torch.stack(own, 1))
+        parts = [normal_BCD.flatten(1)] if "item" in self.config.uses else []
         for number, bags in enumerate(self.histories):
-            parts += self._history(x, number, bags)
+            parts += self._history(x, number, bags, normal_BCD)
         return Addition(hidden_BH=self.out(torch.cat(parts, 1)))
 
     def _rows(self, x: NetInputs, bag: CodeBag) -> Tensor:
@@ -102,61 +99,42 @@ class Qarm(Module):
         rows = x.pooled_BD[table][pooled]
         return rows if self.config.trained else rows.detach()
 
+    def _index(self, x: NetInputs, bag: CodeBag) -> Tensor:
+        table, pooled, _ = self.places[bag.name]
+        index_BL = x.index_BL[table][pooled]
+        assert index_BL is not None
+        return index_BL
+
     def _keys(self, x: NetInputs, bag: CodeBag) -> I64:
         return x.step.bags_BL[self.places[bag.name].bag]
 
-    def _history(self, x: NetInputs, number: int, bags: list[CodeBag]) -> list[Tensor]:
+    def _history(
+        self, x: NetInputs, number: int, bags: list[CodeBag], normal_BCD: Tensor
+    ) -> list[Tensor]:
         """The pooled forms of one history [B, P K], those times the target, and log1p counts."""
-        uses = self.config.uses
-        rows_BLK = torch.cat([self._rows(x, bag) for bag in bags], 2)
-        target_BK = torch.cat([self._rows(x, self.target[bag.code]) for bag in bags], 1)
-        matched_BSL = torch.from_numpy(self._matches(x, bags)).to(rows_BLK.device)
-        counts_BS = matched_BSL.sum(2)
-        weights = []
-        if "sequence" in uses:
-            weights.append(self._attention(x, number, bags, rows_BLK, target_BK, matched_BSL))
-        if "cross" in uses:
-            weights.append(matched_BSL / counts_BS.clamp(min=1).unsqueeze(2))
-        # One product pools all forms: the entries are read once.
-        pooled_BPK = _normalised(torch.bmm(torch.cat(weights, 1), rows_BLK))
-        common_BPK = pooled_BPK * _normalised(target_BK).unsqueeze(1)
-        parts = [pooled_BPK.flatten(1), common_BPK.flatten(1)]
-        return [*parts, counts_BS.log1p()] if "cross" in uses else parts
-
-    def _matches(self, x: NetInputs, bags: list[CodeBag]) -> NDArray[np.float32]:
-        """1 where an entry has the target's code, float32 [B, S', L]; never for a missing code."""
-        found = []
-        for bag in bags:
-            if bag.code in self.config.shared:
-                key_B1 = self._keys(x, self.target[bag.code])
-                found.append((self._keys(x, bag) == key_B1) & (key_B1 != 0))
-        if not found:
-            return np.zeros((len(x.dense_BD), 0, bags[0].length), np.float32)
-        return np.stack(found, 1).astype(np.float32)
-
-    def _attention(
-        self, x: NetInputs, number: int, bags: list[CodeBag], rows_BLK: Tensor, target_BK: Tensor,
-        matched_BSL: Tensor,
-    ) -> Tensor:  # fmt: skip
-        """Weights [B, 1, L] of the entries; all 0 where target or history have no code."""
-        keys_BL = self._keys(x, bags[0])
-        has_B1 = (self._keys(x, self.target[bags[0].code]) != 0) & (keys_BL != 0).any(
-            1, keepdims=True
+        config = self.config
+        attends, cross = "sequence" in config.uses, "cross" in config.uses
+        keys = Keys(
+            entries=tuple(self._keys(x, bag) for bag in bags),
+            own=tuple(self._keys(x, self.target[bag.code]) for bag in bags),
+            matched=tuple(s for s, bag in enumerate(bags) if bag.code in config.shared),
         )
-        query_BK1 = self.query[number](target_BK).unsqueeze(2)
-        scores_BL = torch.bmm(rows_BLK, query_BK1).squeeze(2) / math.sqrt(rows_BLK.shape[2])
-        # By row first: a sum over all entries at once would depend on the number of threads.
-        bias_B1S = self.match[number].expand(len(scores_BL), -1).unsqueeze(1)
-        scores_BL = scores_BL + torch.bmm(bias_B1S, matched_BSL).squeeze(1)
-        uncoded_BL = torch.from_numpy(keys_BL == 0).to(scores_BL.device)
-        weights_BL = scores_BL.masked_fill(uncoded_BL, OUT_OF_SIGHT).softmax(1)
-        has = torch.from_numpy(has_B1.astype(np.float32)).to(scores_BL.device)
-        return (weights_BL * has).unsqueeze(1)
-
-
-def _normalised(x: Tensor) -> Tensor:
-    """LayerNorm over the last axis without parameters; 0 stays 0."""
-    return functional.layer_norm(x, x.shape[-1:])
+        query_BK = None
+        if attends:
+            target = [self._rows(x, self.target[bag.code]) for bag in bags]
+            query_BK = self.query[number](torch.cat(target, 1))
+        pooled_BPK, counts_BC = pooled_history(
+            tuple(self._rows(x, bag) for bag in bags),
+            tuple(self._index(x, bag) for bag in bags),
+            query_BK,
+            self.match[number] if attends else None,
+            keys,
+            cross=cross,
+        )
+        pooled_BPSD = small_norm(pooled_BPK.view(*pooled_BPK.shape[:2], len(bags), config.dim))
+        common_BPSD = pooled_BPSD * normal_BCD[:, None, : len(bags)]
+        parts = [pooled_BPSD.flatten(1), common_BPSD.flatten(1)]
+        return [*parts, counts_BC.log1p()] if cross else parts
 
 
 def _place(spec: FeatureSpec, bag: int) -> _Place:

@@ -44,11 +44,16 @@ def test_a_sequence_gives_the_row_of_each_entry_and_zeros_for_padding():
     made = table()
     list(learned(made))
     ids, bags = keys()
-    _, sequence, _ = made.predict(ids, bags).pooled_BD
+    lookup = made.predict(ids, bags)
+    rows_UD, index_BL = lookup.pooled_BD[1], lookup.index_BL[1]
+    distinct = len(set(bags[1].ravel().tolist()) | {0})
+    assert rows_UD.shape == (distinct, D)
+    assert [index is None for index in lookup.index_BL] == [True, False, True]
+    sequence = rows_UD[index_BL]
     assert sequence.shape == (B, L, D)
-    single = [made.predict(ids[:1], [bags[0][:1], np.array([[k, 0, 0]]), bags[2][:1]]).pooled_BD[1]
+    single = [made.predict(ids[:1], [np.array([[k, 0]]), bags[1][:1], bags[2][:1]]).pooled_BD[0]
               for k in bags[1].ravel()]  # fmt: skip
-    assert torch.equal(sequence.reshape(-1, D), torch.cat([s[:, 0] for s in single]))
+    assert torch.equal(sequence.reshape(-1, D), torch.cat(single))
     assert (sequence[torch.from_numpy(bags[1] == 0)] == 0).all()
     assert (sequence[torch.from_numpy(bags[1] != 0)] != 0).all()
 
@@ -59,7 +64,8 @@ def test_updates_are_those_of_the_summed_gradients_of_each_key():
     before = made.weight_RD.clone()
     (lookup,) = learned(made)
     generator = torch.Generator().manual_seed(3)
-    leaves = (lookup.embedded_BFD, *lookup.pooled_BD)
+    bag, rows_UD, items = lookup.pooled_BD
+    leaves = (lookup.embedded_BFD, bag, rows_UD[lookup.index_BL[1]], items)
     factors = [torch.randn(leaf.shape, generator=generator) for leaf in leaves]
     sum((leaf * f).sum() for leaf, f in zip(leaves, factors, strict=True)).backward()
     made.update(lookup, lookup.gradient(), torch.tensor(data=True))
@@ -88,7 +94,8 @@ def test_what_nobody_read_leaves_its_rows():
     before = made.weight_RD.clone()
     (lookup,) = learned(made)
     lookup.embedded_BFD.sum().backward()
-    assert lookup.gradient().shape == (B + B + B * L + B, D)
+    distinct = len(lookup.pooled_BD[1])
+    assert lookup.gradient().shape == (B + B + distinct + B, D)
     made.update(lookup, lookup.gradient(), torch.tensor(data=True))
     own = {int(k) for k in keys()[0].ravel()}
     moved = [int(made.ids.key_R[r]) for r in np.flatnonzero((before != made.weight_RD).any(1))]
@@ -109,3 +116,8 @@ def test_rows_that_are_only_read_change_nothing():
     (lookup,) = learned(made, flags=flags)
     assert len(lookup.plan.rows_U) == 0
     assert not made.ids.key_R.any()
+    flags[2] = LEARN_AND_COUNT  # then the keys of that row alone
+    list(learned(made, flags=flags))
+    ids, bags = keys()
+    expected = {int(k) for part in (ids, *bags) for k in part[2] if k}
+    assert {int(key) for key in made.ids.key_R if key} == expected

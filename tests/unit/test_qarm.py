@@ -87,7 +87,8 @@ def by_hand(learner: IdContent, batch: MiniBatch, b: int) -> np.ndarray:
         return (v - v.mean()) / np.sqrt(v.var() + 1e-5)
 
     own = {code: int(bag_of(batch, f"qarm.{code}")[b, 0]) for code in CODES.codes}
-    parts = [normalised(row(own[code])) for code in CODES.codes]
+    order = dict.fromkeys((*CODES.history_codes, *CODES.codes))
+    parts = [normalised(row(own[code])) for code in order]
     anchors = [key for key in bag_of(batch, "qarm.vq")[b].tolist() if key]
     parts.append(normalised(np.mean([row(k) for k in anchors], 0) if anchors else row(0)))
     history = {c: bag_of(batch, f"qarm.{c}.history")[b].tolist() for c in CODES.history_codes}
@@ -107,8 +108,12 @@ def by_hand(learner: IdContent, batch: MiniBatch, b: int) -> np.ndarray:
         pooled = [sum(w * values[i] for w, i in zip(weights / weights.sum(), entries, strict=True))]
     for c in history:
         pooled.append(np.mean([values[i] for i in shares[c]], 0) if shares[c] else np.zeros(k))
-    pooled = [normalised(v) for v in pooled]
-    common = [v * normalised(target) for v in pooled]
+
+    def by_code(v: np.ndarray) -> np.ndarray:
+        return np.concatenate([normalised(part) for part in v.reshape(len(history), CODES.dim)])
+
+    pooled = [by_code(v) for v in pooled]
+    common = [v * by_code(target) for v in pooled]
     counts = np.log1p([len(shares[c]) for c in history])
     x = np.concatenate([*parts, *pooled, *common, counts])
     return module.out.weight.detach().numpy() @ x
