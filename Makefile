@@ -64,14 +64,20 @@ layers: $(READY) ## import-linter: layers and the pure core
 unit: $(READY) ## unit tests
 	$(PYTEST) tests/unit
 
+# Types on one core; on the other, what two processes of tests would both compile.
+.PHONY: prepared
+prepared: lint layers
+	@echo "$(BIN)/mypy, and loops compiled"; $(BIN)/mypy & types=$$!; \
+		$(BIN)/python -m tests.support.compile_loops || { kill $$types; exit 1; }; wait $$types
+
 .PHONY: check
-check: lint types layers ## all that is fast: format, lint, types, layers, tidy, unit, property
+check: prepared ## all that is fast: format, lint, types, layers, tidy, unit, a quarter of property examples
 	$(PYTEST) $(TWO) -m "not slow" \
 		tests/test_tidy.py tests/test_docs.py tests/unit tests/golden tests/property
 
 .PHONY: test
-test: lint types layers ## everything, with the real broker where Java and Maven are there
-	$(PYTEST) $(TWO) tests
+test: prepared ## everything, with the real broker where Java and Maven are there
+	MILLRACE_EXAMPLES=all $(PYTEST) $(TWO) tests
 
 .PHONY: demo
 demo: $(READY) ## broker, embedder and worker on the bundled log, to a table and a report

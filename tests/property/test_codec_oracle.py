@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from stream.codec import DenseSource
 from stream.codec_write import encode_envelope, encode_event
 from stream.columns import EventColumns, EventKind
 from stream.keys import key_of, salt_of, salted
+from tests.support.examples import examples
 from tests.support.records import T0, batch_of, clicks_decoder, ids, impressions_decoder, multi
 
 IDS = st.one_of(
@@ -87,7 +88,7 @@ def messages(bodies: list[dict[str, Any]], type_: str, sizes: list[int]) -> list
     return values
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(st.lists(IMPRESSIONS, max_size=8), st.lists(st.integers(0, 3), max_size=8))
 def test_impressions_equal_the_oracle(bodies: list[dict[str, Any]], sizes: list[int]) -> None:
     columns = DECODER.decode(batch_of(*messages(bodies, "impression", sizes)))
@@ -135,7 +136,7 @@ def impression_rows(columns: EventColumns) -> list[tuple[Any, ...]]:
     ]
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(st.lists(CLICKS, max_size=10), st.lists(st.integers(0, 3), max_size=10))
 def test_clicks_equal_the_oracle(bodies: list[dict[str, Any]], sizes: list[int]) -> None:
     columns = clicks_decoder().decode(batch_of(*messages(bodies, "click", sizes)))
@@ -158,7 +159,7 @@ def test_clicks_equal_the_oracle(bodies: list[dict[str, Any]], sizes: list[int])
     ]
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(st.lists(st.binary(max_size=40), max_size=5), st.integers(0, 5))
 def test_bytes_in_between_change_nothing_else(junk: list[bytes], place: int) -> None:
     good = [

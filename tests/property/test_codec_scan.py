@@ -8,12 +8,13 @@ from typing import Any
 import msgpack
 import numpy as np
 import xxhash
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from stream import scan_kernels as s
 from stream.codec import ClickDecoder, DenseSource, ImpressionDecoder
 from stream.keys import key_of, salted
+from tests.support.examples import examples
 from tests.support.records import T0, batch_of, click, clicks_decoder, ids, impression
 from tests.support.records import impressions_decoder as decoder_of
 
@@ -75,7 +76,7 @@ BODIES = st.builds(
 )  # fmt: skip
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(st.lists(BODIES, min_size=1, max_size=4), st.booleans())
 def test_impressions_are_those_of_msgspec(bodies: list[dict[str, Any]], enveloped: bool) -> None:
     kind = {"v": 1, "type": "impressions" if enveloped else "impression"}
@@ -86,7 +87,7 @@ def test_impressions_are_those_of_msgspec(bodies: list[dict[str, Any]], envelope
     same(values, *IMPRESSIONS)
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(
     st.lists(
         st.builds(

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.special import expit
@@ -14,9 +14,10 @@ from learners.slates import slate_scores
 from stream.evaluation.grouping import order_by_code, pair_groups, windows
 from stream.evaluation.rows import coded
 from stream.evaluation.slices import causal_slices
+from tests.support.examples import examples
 from tests.support.prediction_rows import rows_of
 
-EXAMPLES = settings(max_examples=50, deadline=None)
+EXAMPLES = examples(50)
 SCORES = st.floats(-20, 20, width=32).map(lambda x: round(x * 4) / 4)
 
 

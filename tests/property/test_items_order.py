@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from embeddings.vector_cache import VectorCacheConfig
@@ -12,6 +12,7 @@ from embeddings.vectors import MemoryVectorStore
 from stream.item_pending import ItemUpdate
 from stream.items import ItemTable, ItemTableConfig
 from stream.keys import key_of, keys_of_ints
+from tests.support.examples import examples
 
 T0 = 1_650_000_000_000
 ITEMS = 5
@@ -60,7 +61,7 @@ def table_of(store, rows_max):
     return ItemTable(store, ItemTableConfig(), VectorCacheConfig(dim=1, rows_max=rows_max))
 
 
-@settings(max_examples=80, deadline=None)
+@examples(80)
 @given(partitions, st.randoms(use_true_random=False), st.sampled_from((1, 2, 100)), st.booleans())
 def test_every_interleaving_shows_the_same_at_every_boundary(all_events, random, rows_max, restore):
     queues = [list(updates_of(p, events)) for p, events in enumerate(all_events)]
@@ -83,7 +84,7 @@ def test_every_interleaving_shows_the_same_at_every_boundary(all_events, random,
     assert (table.counts.applied, table.counts.late, table.pending) == (total, 0, 0)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(partitions, st.randoms(use_true_random=False))
 def test_late_updates_change_when_but_never_what(all_events, random):
     """However late they come, after the last boundary everything is as the keys say."""

@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from stream import kernels as k
 from stream.keys import key_of
 from stream.records import TopicPartition
 from stream.samples import Samples
+from tests.support.examples import examples
 from tests.support.oracle import Oracle
 from tests.support.streams import (
     T0,
@@ -155,7 +156,7 @@ def oracle_rows(oracle: Oracle) -> list[list[dict[str, Any]]]:
     ]
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(seed=st.integers(0, 10**9), n=st.integers(3, 60))
 def test_samples_equal_the_oracle(seed: int, n: int) -> None:
     """Labels, order, batches, frozen counts, histories and counts of outcomes all agree."""
@@ -172,7 +173,7 @@ def test_samples_equal_the_oracle(seed: int, n: int) -> None:
     assert t[:, k.ORPHAN].sum() == oracle.tallies["orphan"]
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(
     seed=st.integers(0, 10**9), n=st.integers(3, 60),
     delay=st.sampled_from((1, 2, 300, 1_500, 5_000, 20_000)), size=st.integers(1, 30),
@@ -216,7 +217,7 @@ def fingerprint(pipeline: SamplePipeline) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(seed=st.integers(0, 10**9))
 @pytest.mark.parametrize("size", (1, 7, 1_000))
 def test_cuts_and_interleavings_change_nothing(size: int, seed: int) -> None:
@@ -228,7 +229,7 @@ def test_cuts_and_interleavings_change_nothing(size: int, seed: int) -> None:
     assert fingerprint(run(config, log, cuts_of(log, rng, size))) == whole
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(seed=st.integers(0, 10**9), at=st.floats(0, 1), delay=st.sampled_from((0, 1_500)))
 def test_resume_after_any_record_continues_bit_for_bit(seed: int, at: float, delay: int) -> None:
     """Kill anywhere: state from parts plus records from the positions gives the same samples."""
@@ -253,7 +254,7 @@ def test_resume_after_any_record_continues_bit_for_bit(seed: int, at: float, del
     assert second.positions() == whole.positions()
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(seed=st.integers(0, 10**9), open_max=st.integers(1, 40))
 def test_nothing_gets_lost(seed: int, open_max: int) -> None:
     """Conservation by kind: admitted = positives + negatives + open + evicted, at any limit."""
@@ -274,7 +275,7 @@ def test_nothing_gets_lost(seed: int, open_max: int) -> None:
     assert free == len(pipeline.join.opened.key)
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(seed=st.integers(0, 10**9), ids_max=st.integers(5, 60))
 def test_a_full_memory_of_ids_never_lets_a_duplicate_through(seed: int, ids_max: int) -> None:
     """Ids that go before their time raise the floor: too late, but never learned twice."""

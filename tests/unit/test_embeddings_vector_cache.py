@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from embeddings import row_index
@@ -17,6 +17,7 @@ from embeddings.stored_rows import AttributeColumns
 from embeddings.vector_cache import VectorCache, VectorCacheConfig
 from embeddings.vector_codec import encode_item_vector
 from embeddings.vectors import NO_KEYS, MemoryVectorStore, StoreMismatch
+from tests.support.examples import examples
 
 DIM = 4
 TS_MS = 1_650_000_000_000
@@ -90,7 +91,7 @@ batches = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(batches, st.sampled_from((1, 2, 3, 5, 9, 100)), st.booleans())
 def test_values_are_right_for_every_capacity(batches, rows_max, compact):
     cache = cache_of(filled_store(), rows_max)
@@ -100,7 +101,7 @@ def test_values_are_right_for_every_capacity(batches, rows_max, compact):
         check(rows, target_B, [bag_BL, bag_BL[:, :1]])
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(batches, st.sampled_from((1, 2, 4, 100)))
 def test_attributes_are_right_for_every_capacity(batches, rows_max):
     cache = cache_of(filled_store(), rows_max)

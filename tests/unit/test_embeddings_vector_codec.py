@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgpack
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from embeddings.vector_codec import (
@@ -16,6 +16,7 @@ from embeddings.vector_codec import (
     encode_item_vector,
     misfit,
 )
+from tests.support.examples import examples
 
 TS_MS = 1_650_000_000_000
 
@@ -164,7 +165,7 @@ def test_size_and_depth_are_bounded():
     assert deep.reason == "malformed"
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(st.binary(max_size=64), st.integers(0, 200), st.integers(0, 255))
 def test_decoding_never_raises(noise, place, byte):
     good = bytearray(msgpack.packb(event()))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from embeddings.int8_rows import SCALE_MAX, quantised
 from embeddings.vector_codec import ItemVector, decode_item_vector, encode_item_vector
+from tests.support.examples import examples
 
 
 def through_the_wire(vector):
@@ -24,7 +25,7 @@ def unit(vectors):
     return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(st.lists(st.floats(-(2.0**100), 2.0**100, width=32), max_size=40))
 def test_numbers_are_near_exact_in_float32_and_stable(numbers):
     vector = np.array(numbers, np.float32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgpack
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from embeddings.stored_rows import AttributeColumns, RowReader, read_no_attributes
@@ -19,6 +19,7 @@ from embeddings.vector_codec import (
     misfit,
 )
 from embeddings.vectors import NO_KEYS, MemoryVectorStore, StoreMismatch
+from tests.support.examples import examples
 
 TS_MS = 1_650_000_000_000
 ENCODER, DIM = "an encoder", 3
@@ -77,13 +78,13 @@ def usual_values(draw):
     )
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(st.lists(st.none() | usual_values(), max_size=6), st.sampled_from(("float16", "float32")))
 def test_what_the_codec_writes_is_read_and_never_left(values, dtype):
     assert check(values, dtype) == []
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(usual_values(), st.integers(0, 300), st.binary(min_size=1, max_size=2))
 def test_damaged_bytes_are_left_or_mean_what_the_codec_says(value, place, noise):
     damaged = bytearray(value)
