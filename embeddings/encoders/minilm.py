@@ -38,7 +38,8 @@ VOCABULARY: Final = WeightFile(
 _ALGORITHM: Final = 1
 """Raised whenever equal text would get another vector."""
 
-_DIM, _HEADS, _WIDTH = 384, 12, 16
+HEADS: Final = 12
+_DIM, _WIDTH = 384, 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,5 +156,5 @@ class MiniLMEncoder:
             device = device_of(self._config.device)
             weights = safetensors.torch.load(WEIGHTS.read(self._config.folder))
             pieces = WordPiece(VOCABULARY.read(self._config.folder))
-            self._loaded = pieces, Bert(weights, _HEADS, device), device
+            self._loaded = pieces, Bert(weights, HEADS, device), device
         return self._loaded

@@ -34,6 +34,11 @@ class WordPiece:
         self._first, self._last = self._ids["[CLS]"], self._ids["[SEP]"]
         self._pieces = lru_cache(_WORDS_REMEMBERED)(self._split)
 
+    @property
+    def mask(self) -> int:
+        """Id of [MASK]; raises KeyError where the vocabulary has none."""
+        return self._ids["[MASK]"]
+
     def encode(self, text: str, tokens_max: int) -> list[int]:
         """[CLS] … [SEP], at most `tokens_max` ids; only these two for a text without words."""
         ids = [self._first]

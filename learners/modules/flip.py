@@ -19,16 +19,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from infra.state import Part
-from learners.feature_spec import FeatureSpec
-from learners.id_kernels import LEARN_AND_COUNT
-from learners.modules.flip_losses import (
+from embeddings.pretrain.flip_losses import (
     contrast_loss,
     distinct_items,
     draw_masks,
     nce_loss,
     nce_score,
 )
+from infra.state import Part
+from learners.feature_spec import FeatureSpec
+from learners.id_kernels import LEARN_AND_COUNT
 from learners.modules.flip_vocabulary import Vocabulary
 from learners.modules.module import Addition, Module, ModuleConfig, zero_start
 from learners.net_inputs import NetInputs

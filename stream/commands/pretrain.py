@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from stream.commands.pretrain_behaviour import behaviour
+from stream.commands.pretrain_flip import flip
 from stream.commands.pretrain_make import make
 from stream.commands.pretrain_mean import mean
 from stream.commands.pretrain_scl import scl
@@ -17,6 +18,7 @@ def command() -> None:
 
 
 command.add_command(behaviour)
+command.add_command(flip)
 command.add_command(make)
 command.add_command(mean)
 command.add_command(scl)

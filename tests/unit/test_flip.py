@@ -12,11 +12,7 @@ from scipy import stats
 from torch import nn
 from torch.nn import functional
 
-from learners import catalog
-from learners.batch import MiniBatch
-from learners.dense_optim import AdamConfig, FlatAdam
-from learners.modules.flip import Flip, FlipConfig
-from learners.modules.flip_losses import (
+from embeddings.pretrain.flip_losses import (
     contrast_loss,
     distinct_items,
     draw_masks,
@@ -24,6 +20,10 @@ from learners.modules.flip_losses import (
     nce_loss,
     nce_score,
 )
+from learners import catalog
+from learners.batch import MiniBatch
+from learners.dense_optim import AdamConfig, FlatAdam
+from learners.modules.flip import Flip, FlipConfig
 from learners.modules.flip_vocabulary import Vocabulary
 from learners.net_inputs import NetInputs
 from learners.net_learner import NetLearner
