@@ -22,6 +22,7 @@ SHELLS = (
     "embeddings.store_reader",
     "embeddings.vector_file",
     "embeddings.vector_store",
+    "infra.array_file",
     "infra.broker_process",
     "infra.clock",
     "infra.demo",

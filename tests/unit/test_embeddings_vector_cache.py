@@ -257,6 +257,7 @@ def test_the_index_grows_with_its_keys():
     assert len(cache._slots_S2) == 16_384
 
 
+@pytest.mark.slow
 def test_the_loops_run_uncompiled_with_the_same_results():
     """The same tests without the compiler, warnings being errors: no overflow, no wrong type."""
     if os.environ.get("NUMBA_DISABLE_JIT") == "1":
