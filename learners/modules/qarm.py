@@ -40,7 +40,8 @@ class Qarm(Module):
 
     - sequence: s = sum_i w_i k_i, w = softmax of (A t).k_i / sqrt(K) + b.m_i over coded entries, A
       and b learned, 1 at the start;
-    - cross: for each shared code c, s_c = the mean of k_i with m_ic = 1, and log1p of their number;
+    - cross: for each shared code c, s_c = the mean of k_i with m_ic = 1, of the codes that c does
+      not settle, and log1p of the number of such entries;
     - each of these s as it is and times t, entry by entry: what both have in common.
 
     What has no code adds exactly 0: an item without codes, a history without any, no match.
@@ -73,8 +74,9 @@ class Qarm(Module):
             for name in dict.fromkeys(bag.history for bag in bags if bag.history)
         ]
         k, shared = config.dim * len(config.history_codes), len(config.shared)
-        cross = shared * ("cross" in config.uses)
-        width = len(self.histories) * (2 * k * (("sequence" in config.uses) + cross) + cross)
+        self.blocks = config.blocks()
+        each = 2 * config.dim * len(self.blocks) + shared * ("cross" in config.uses)
+        width = len(self.histories) * each
         if "item" in config.uses:
             width += config.dim * len(self.target)
         if "sequence" in config.uses:
@@ -111,30 +113,32 @@ class Qarm(Module):
     def _history(
         self, x: NetInputs, number: int, bags: list[CodeBag], normal_BCD: Tensor
     ) -> list[Tensor]:
-        """The pooled forms of one history [B, P K], those times the target, and log1p counts."""
+        """log1p counts of one history [B, C], its blocks [B, N D], and those times the target."""
         config = self.config
-        attends, cross = "sequence" in config.uses, "cross" in config.uses
+        attends = "sequence" in config.uses
         keys = Keys(
             entries=tuple(self._keys(x, bag) for bag in bags),
             own=tuple(self._keys(x, self.target[bag.code]) for bag in bags),
             matched=tuple(s for s, bag in enumerate(bags) if bag.code in config.shared),
+            blocks=self.blocks,
         )
         query_BK = None
         if attends:
             target = [self._rows(x, self.target[bag.code]) for bag in bags]
             query_BK = self.query[number](torch.cat(target, 1))
-        pooled_BPK, counts_BC = pooled_history(
+        pooled_BND, counts_BC = pooled_history(
             tuple(self._rows(x, bag) for bag in bags),
             tuple(self._index(x, bag) for bag in bags),
             query_BK,
             self.match[number] if attends else None,
             keys,
-            cross=cross,
         )
-        pooled_BPSD = small_norm(pooled_BPK.view(*pooled_BPK.shape[:2], len(bags), config.dim))
-        common_BPSD = pooled_BPSD * normal_BCD[:, None, : len(bags)]
-        parts = [pooled_BPSD.flatten(1), common_BPSD.flatten(1)]
-        return [*parts, counts_BC.log1p()] if cross else parts
+        parts = [counts_BC.log1p()] if "cross" in config.uses else []
+        if self.blocks:
+            pooled_BND = small_norm(pooled_BND)
+            own_BND = torch.cat([normal_BCD[:, s : s + 1] for _, s in self.blocks], 1)
+            parts += [pooled_BND.flatten(1), (pooled_BND * own_BND).flatten(1)]
+        return parts
 
 
 def _place(spec: FeatureSpec, bag: int) -> _Place:

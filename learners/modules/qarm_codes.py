@@ -30,8 +30,8 @@ class QarmConfig(ModuleConfig):
     """Codes of the target: `rqN` of a level, `prefixN` of the path down to a level."""
     history_codes: tuple[str, ...] = ("rq1", "prefix2")
     """Codes of the histories' items, some of `codes`; those of `cross` are `rq1` and `prefixN`."""
-    anchors: int = 25
-    """Nearest anchors of the target that are read, for `item`; 0: none."""
+    anchors: int = 10
+    """Nearest anchors of the target that are read, for `item`; 0: none. (The paper: 25.)"""
     histories: tuple[str, ...] = ()
     """Histories that are read; empty: all."""
     dim: int = 8
@@ -73,6 +73,26 @@ class QarmConfig(ModuleConfig):
         `rq2` alone means nothing without the code above it.
         """
         return tuple(c for c in self.history_codes if c == "rq1" or c.startswith("prefix"))
+
+    def blocks(self) -> tuple[tuple[int, int], ...]:
+        """What is pooled of a history: (form, place in `history_codes`).
+
+        Form -1 is attention, over each code; form c the entries that share `shared[c]`, over the
+        codes that this does not settle: entries of one path have one `rq1`, the target's own.
+        """
+        attention = [(-1, s) for s in range(len(self.history_codes))]
+        cross = [
+            (c, s)
+            for c, shared in enumerate(self.shared)
+            for s, code in enumerate(self.history_codes)
+            if _depth(code) > _depth(shared)
+        ]
+        found = attention if "sequence" in self.uses else []
+        return (*found, *(cross if "cross" in self.uses else []))
+
+
+def _depth(code: str) -> int:
+    return int(code.removeprefix("rq").removeprefix("prefix"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,8 +4,7 @@ On the CPU in two compiled loops that read each entry once; elsewhere in torch's
 say the same. Knows no module and no table.
 
 Legend: B rows, L entries, S codes of an entry, each with U distinct rows of D columns, K = S D, C
-codes by which entries are matched with the target, P pooled forms: attention first, if any, then
-one for each of C.
+codes by which entries are matched with the target, N blocks of D columns that are asked for.
 """
 
 from __future__ import annotations
@@ -27,45 +26,52 @@ OUT_OF_SIGHT = -1e9
 """Score of an entry without codes: its weight is exactly 0 beside any other."""
 
 
+ATTENTION = -1
+"""Form of a block: pooled by attention; from 0 on: over the entries that share that one of C."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Keys:
     """Keys of codes, 0 for none: `entries` S arrays [B, L] and `own` S arrays [B, 1] of the target.
 
-    `matched`: places among S of the codes by which entries are matched.
+    `matched`: places among S of the codes by which entries are matched. `blocks`: what is asked
+    for, each a form and the place among S of the code whose rows are pooled; those of attention
+    come first, one for each of S.
     """
 
     entries: tuple[I64, ...]
     own: tuple[I64, ...]
     matched: tuple[int, ...]
+    blocks: tuple[tuple[int, int], ...]
 
 
 def pooled_history(
     rows: tuple[Tensor, ...], index: tuple[Tensor, ...], query_BK: Tensor | None,
-    bias_1C: Tensor | None, keys: Keys, *, cross: bool,
+    bias_1C: Tensor | None, keys: Keys,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Pooled rows float32 [B, P, K], and how many entries share each code, [B, C].
+    """Pooled rows float32 [B, N, D], and how many entries share each code, [B, C].
 
-    `rows`: S tensors [U, D], `index`: places among them, S tensors int32 [B, L]. With a query:
-    softmax over coded entries of query . row / sqrt(K) plus the biases of the codes shared, 0
-    where target or history has no code. With `cross`: means over the entries that share a code, 0
-    where none does.
+    `rows`: S tensors [U, D], `index`: places among them, S tensors int32 [B, L]. By attention, if
+    there is a query: softmax over coded entries of query . row / sqrt(K) plus the biases of the
+    codes shared, 0 where target or history has no code. By match: means over the entries that
+    share a code, 0 where none does.
     """
     if rows[0].device.type == "cpu":
         none = torch.zeros(0, 0)
-        attends = query_BK is not None
-        pooled_BPK, counts_BC = _Pool.apply(
-            keys, index, attends, cross, none if query_BK is None else query_BK,
+        pooled_BND, counts_BC = _Pool.apply(
+            keys, index, query_BK is not None, none if query_BK is None else query_BK,
             none if bias_1C is None else bias_1C, *rows,
         )  # fmt: skip
-        return pooled_BPK, counts_BC
-    return _by_operations(rows, index, query_BK, bias_1C, keys, cross=cross)
+        return pooled_BND, counts_BC
+    return _by_operations(rows, index, query_BK, bias_1C, keys)
 
 
 def _by_operations(
     rows: tuple[Tensor, ...], index: tuple[Tensor, ...], query_BK: Tensor | None,
-    bias_1C: Tensor | None, keys: Keys, *, cross: bool,
+    bias_1C: Tensor | None, keys: Keys,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    rows_BLK = torch.cat([functional.embedding(i, r) for i, r in zip(index, rows, strict=True)], 2)
+    rows_SBLD = [functional.embedding(i, r) for i, r in zip(index, rows, strict=True)]
+    rows_BLK = torch.cat(rows_SBLD, 2)
 
     def put(array: NDArray[Any]) -> Tensor:
         return torch.from_numpy(array).to(rows_BLK.device)
@@ -73,7 +79,9 @@ def _by_operations(
     matched_BCL = put(np.stack([
         (keys.entries[s] == keys.own[s]) & (keys.own[s] != 0) for s in keys.matched
     ], 1).astype(np.float32))  # fmt: skip
-    counts_BC, weights = matched_BCL.sum(2), []
+    counts_BC = matched_BCL.sum(2)
+    weights_BCL = matched_BCL / counts_BC.clamp(min=1).unsqueeze(2)
+    weights = {c: weights_BCL[:, c : c + 1] for c in range(len(keys.matched))}
     if query_BK is not None:
         assert bias_1C is not None
         scores_BL = torch.bmm(rows_BLK, query_BK.unsqueeze(2)).squeeze(2)
@@ -84,10 +92,8 @@ def _by_operations(
         coded_BL = keys.entries[0] != 0
         has_B1 = (keys.own[0] != 0) & coded_BL.any(1, keepdims=True)
         weights_BL = scores_BL.masked_fill(put(~coded_BL), OUT_OF_SIGHT).softmax(1)
-        weights.append((weights_BL * put(has_B1.astype(np.float32))).unsqueeze(1))
-    if cross:
-        weights.append(matched_BCL / counts_BC.clamp(min=1).unsqueeze(2))
-    return torch.bmm(torch.cat(weights, 1), rows_BLK), counts_BC
+        weights[ATTENTION] = (weights_BL * put(has_B1.astype(np.float32))).unsqueeze(1)
+    return torch.cat([torch.bmm(weights[f], rows_SBLD[s]) for f, s in keys.blocks], 1), counts_BC
 
 
 class _Pool(torch.autograd.Function):
@@ -95,54 +101,53 @@ class _Pool(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, keys: Keys, index: tuple[Tensor, ...], attends: bool, cross: bool,
-        query_BK: Tensor, bias_1C: Tensor, *rows: Tensor,
+        ctx: Any, keys: Keys, index: tuple[Tensor, ...], attends: bool, query_BK: Tensor,
+        bias_1C: Tensor, *rows: Tensor,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         (b, length), d = index[0].shape, rows[0].shape[1]
         matched = np.array(keys.matched, np.int64)
-        forms = attends + cross * len(matched)
-        pooled_BPK = np.zeros((b, forms, d * len(rows)), np.float32)
+        blocks = np.array(keys.blocks, np.int64).reshape(-1, 2)
+        pooled_BND = np.zeros((b, len(blocks), d), np.float32)
         counts_BC = np.zeros((b, len(matched)), np.float32)
         weights_BL = np.zeros((b, length) if attends else (0, 0), np.float32)
         arrays = tuple(row.detach().contiguous().numpy() for row in rows)
         places = tuple(i.numpy() for i in index)
         query, bias = query_BK.detach().contiguous().numpy(), bias_1C.detach().numpy()
         _pool(
-            arrays, places, keys.entries, keys.own, matched, query, bias, attends, cross,
-            weights_BL, counts_BC, pooled_BPK,
+            arrays, places, keys.entries, keys.own, matched, blocks, query, bias, attends,
+            weights_BL, counts_BC, pooled_BND,
         )  # fmt: skip
-        ctx.saved = (arrays, places, keys, matched, query, attends, cross, weights_BL, counts_BC)
+        ctx.saved = (arrays, places, keys, matched, blocks, query, attends, weights_BL, counts_BC)
         counts = torch.from_numpy(counts_BC)
         ctx.mark_non_differentiable(counts)
-        return torch.from_numpy(pooled_BPK), counts
+        return torch.from_numpy(pooled_BND), counts
 
     @staticmethod
-    def backward(ctx: Any, d_pooled_BPK: Tensor, _d_counts: Tensor) -> tuple[Tensor | None, ...]:
-        arrays, places, keys, matched, query, attends, cross, weights_BL, counts_BC = ctx.saved
+    def backward(ctx: Any, d_pooled_BND: Tensor, _d_counts: Tensor) -> tuple[Tensor | None, ...]:
+        arrays, places, keys, matched, blocks, query, attends, weights_BL, counts_BC = ctx.saved
         d_rows = tuple(np.zeros_like(array) for array in arrays)
         d_query_BK = np.zeros_like(query)
         d_bias_BC = np.zeros((len(query), len(matched)), np.float32)
         _pool_backward(
-            d_pooled_BPK.contiguous().numpy(), arrays, places, keys.entries, keys.own, matched,
-            query, attends, cross, weights_BL, counts_BC, d_rows, d_query_BK, d_bias_BC,
+            d_pooled_BND.contiguous().numpy(), arrays, places, keys.entries, keys.own, matched,
+            blocks, query, attends, weights_BL, counts_BC, d_rows, d_query_BK, d_bias_BC,
         )  # fmt: skip
         d_attention: tuple[Tensor | None, ...] = (None, None)
         if attends:
             d_bias_1C = torch.from_numpy(d_bias_BC).sum(0, keepdim=True)
             d_attention = (torch.from_numpy(d_query_BK), d_bias_1C)
-        return None, None, None, None, *d_attention, *(torch.from_numpy(d) for d in d_rows)
+        return None, None, None, *d_attention, *(torch.from_numpy(d) for d in d_rows)
 
 
 @numba.njit(cache=True, nogil=True)
 def _pool(
     rows: tuple[F32, ...], index: tuple[I32, ...], entries: tuple[I64, ...], own: tuple[I64, ...],
-    matched: I64, query_BK: F32, bias_1C: F32, attends: bool, cross: bool, weights_BL: F32,
-    counts_BC: F32, pooled_BPK: F32,
+    matched: I64, blocks: I64, query_BK: F32, bias_1C: F32, attends: bool, weights_BL: F32,
+    counts_BC: F32, pooled_BND: F32,
 ) -> None:  # fmt: skip
     b_max, length = entries[0].shape
     s_max, d_max, c_max = len(rows), rows[0].shape[1], len(matched)
     scale = np.float32(1 / math.sqrt(s_max * d_max))
-    first_form = 1 if attends else 0
     for b in range(b_max):
         for c in range(c_max):
             key = own[matched[c]][b, 0]
@@ -152,15 +157,17 @@ def _pool(
             for i in range(length):
                 if entries[matched[c]][b, i] == key:
                     count += np.float32(1)
-                    if cross:
-                        for s in range(s_max):
-                            u = index[s][b, i]
-                            for d in range(d_max):
-                                pooled_BPK[b, first_form + c, s * d_max + d] += rows[s][u, d]
             counts_BC[b, c] = count
-            if cross and count > 0:
-                for k in range(s_max * d_max):
-                    pooled_BPK[b, first_form + c, k] /= count
+        for n in range(len(blocks)):
+            c, s = blocks[n]
+            if c == ATTENTION or counts_BC[b, c] == 0:
+                continue
+            key = own[matched[c]][b, 0]
+            for i in range(length):
+                if entries[matched[c]][b, i] == key:
+                    u = index[s][b, i]
+                    for d in range(d_max):
+                        pooled_BND[b, n, d] += rows[s][u, d] / counts_BC[b, c]
         if not attends or own[0][b, 0] == 0:
             continue
         for s in range(s_max):
@@ -195,32 +202,30 @@ def _pool(
             for i in range(length):
                 u, weight = index[s][b, i], weights_BL[b, i]
                 for d in range(d_max):
-                    pooled_BPK[b, 0, s * d_max + d] += weight * rows[s][u, d]
+                    pooled_BND[b, s, d] += weight * rows[s][u, d]
 
 
 @numba.njit(cache=True, nogil=True)
 def _pool_backward(
-    d_pooled_BPK: F32, rows: tuple[F32, ...], index: tuple[I32, ...], entries: tuple[I64, ...],
-    own: tuple[I64, ...], matched: I64, query_BK: F32, attends: bool, cross: bool,
+    d_pooled_BND: F32, rows: tuple[F32, ...], index: tuple[I32, ...], entries: tuple[I64, ...],
+    own: tuple[I64, ...], matched: I64, blocks: I64, query_BK: F32, attends: bool,
     weights_BL: F32, counts_BC: F32, d_rows: tuple[F32, ...], d_query_BK: F32, d_bias_BC: F32,
 ) -> None:  # fmt: skip
     b_max, length = entries[0].shape
     s_max, d_max, c_max = len(rows), rows[0].shape[1], len(matched)
     scale = np.float32(1 / math.sqrt(s_max * d_max))
-    first_form = 1 if attends else 0
     d_score_L = np.zeros(length, np.float32)
     for b in range(b_max):
-        for c in range(c_max):
-            if not cross or counts_BC[b, c] == 0:
+        for n in range(len(blocks)):
+            c, s = blocks[n]
+            if c == ATTENTION or counts_BC[b, c] == 0:
                 continue
             key = own[matched[c]][b, 0]
             for i in range(length):
                 if entries[matched[c]][b, i] == key:
-                    for s in range(s_max):
-                        u = index[s][b, i]
-                        for d in range(d_max):
-                            k = s * d_max + d
-                            d_rows[s][u, d] += d_pooled_BPK[b, first_form + c, k] / counts_BC[b, c]
+                    u = index[s][b, i]
+                    for d in range(d_max):
+                        d_rows[s][u, d] += d_pooled_BND[b, n, d] / counts_BC[b, c]
         if not attends or own[0][b, 0] == 0:
             continue
         d_score_L[:] = 0
@@ -229,7 +234,7 @@ def _pool_backward(
                 u = index[s][b, i]
                 d_weight = np.float32(0)
                 for d in range(d_max):
-                    d_weight += d_pooled_BPK[b, 0, s * d_max + d] * rows[s][u, d]
+                    d_weight += d_pooled_BND[b, s, d] * rows[s][u, d]
                 d_score_L[i] += d_weight
         mean = np.float32(0)
         for i in range(length):
@@ -249,4 +254,4 @@ def _pool_backward(
                 for d in range(d_max):
                     k = s * d_max + d
                     d_query_BK[b, k] += d_score * rows[s][u, d]
-                    d_rows[s][u, d] += weight * d_pooled_BPK[b, 0, k] + d_score * query_BK[b, k]
+                    d_rows[s][u, d] += weight * d_pooled_BND[b, s, d] + d_score * query_BK[b, k]

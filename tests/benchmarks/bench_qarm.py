@@ -2,7 +2,7 @@
 
 Run: python -m tests.benchmarks.bench_qarm [--rows 512] [--steps 40]
 
-Shapes and draws of `bench_training_step`; codes of 3 x 256 centroids, paths of level 2, 25 of 1,024
+Shapes and draws of `bench_training_step`; codes of 3 x 256 centroids, paths of level 2, 10 of 1,024
 anchors, codes of each of 50 history entries. All variants see the same batch in turn, so that a
 busy neighbour slows them alike. What assembling the columns costs is not in it.
 """
@@ -29,6 +29,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "base": {"on": False},
     "qarm": {},
     "item": {"uses": ["item"]},
+    "qarm, 25 anchors": {"anchors": 25},
     "item without anchors": {"uses": ["item"], "anchors": 0},
     "sequence": {"uses": ["sequence"], "codes": ["rq1", "prefix2"]},
     "cross": {"uses": ["cross"], "codes": ["rq1", "prefix2"]},

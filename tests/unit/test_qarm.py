@@ -106,16 +106,15 @@ def by_hand(learner: IdContent, batch: MiniBatch, b: int) -> np.ndarray:
         ]
         weights = np.exp(scores - np.max(scores))
         pooled = [sum(w * values[i] for w, i in zip(weights / weights.sum(), entries, strict=True))]
-    for c in history:
-        pooled.append(np.mean([values[i] for i in shares[c]], 0) if shares[c] else np.zeros(k))
-
-    def by_code(v: np.ndarray) -> np.ndarray:
-        return np.concatenate([normalised(part) for part in v.reshape(len(history), CODES.dim)])
-
-    pooled = [by_code(v) for v in pooled]
-    common = [v * by_code(target) for v in pooled]
+    blocks = [(part, s) for s, part in enumerate(pooled[0].reshape(-1, CODES.dim))]
+    # Of the entries that share rq1 the paths differ; those that share a path share all.
+    same = [rows[history["prefix2"][i]] for i in shares["rq1"]]
+    blocks.append((np.mean(same, 0) if same else np.zeros(CODES.dim), 1))
     counts = np.log1p([len(shares[c]) for c in history])
-    x = np.concatenate([*parts, *pooled, *common, counts])
+    targets = target.reshape(-1, CODES.dim)
+    pooled = [normalised(v) for v, _ in blocks]
+    common = [normalised(v) * normalised(targets[s]) for v, s in blocks]
+    x = np.concatenate([*parts, counts, *pooled, *common])
     return module.out.weight.detach().numpy() @ x
 
 
@@ -134,10 +133,10 @@ def test_the_addition_is_that_of_its_parts_one_by_one():
 def matches(learner: IdContent, batch: MiniBatch) -> np.ndarray:
     """Counts of entries that share a code, read off the module by a map that picks them."""
     module = module_of(learner)
-    width = module.out.in_features
+    item = CODES.dim * (len(CODES.codes) + 1)
     with torch.no_grad():
         module.out.weight.zero_()
-        module.out.weight[0, width - 2] = module.out.weight[1, width - 1] = 1.0
+        module.out.weight[0, item] = module.out.weight[1, item + 1] = 1.0
     return np.expm1(added(learner, batch)[:, :2])
 
 
