@@ -7,7 +7,7 @@ zero and an age of its own; one that is gone is dropped. Another base net is ref
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
 
@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infra.state import Part
-from learners.id_kernels import FREE, HIGH, SWEEP
+from learners.embedding_table import EmbeddingTable
+from learners.table_growth import grown_table
 
 F32 = NDArray[np.float32]
-I64 = NDArray[np.int64]
 
 MODULES = "methods."
 """Names of modules' parameters begin so."""
@@ -86,6 +86,38 @@ def change_of(was: Sequence[str], now: Sequence[str]) -> Change:
         begun=tuple(name for name in are if name not in were),
         dropped=tuple(name for name in were if name not in are),
     )
+
+
+def grown(
+    parts: Mapping[str, Part], now: Sequence[str], fresh: F32, tables: Sequence[EmbeddingTable], *,
+    any_module: bool,
+) -> tuple[Mapping[str, Part], Change]:  # fmt: skip
+    """The parts as a ranker of layout `now` would have written them, and what that changes.
+
+    `fresh`, `tables`: its weights and id tables as they start. Without `any_module` nothing but an
+    encoder version may come in: else the parts stay as they are, to be refused. Raises ValueError
+    as `change_of` and `grown_table` do.
+    """
+    dense = parts["dense"]
+    change = change_of(dense.meta["layout"], now)
+    if not any_module and ({*change.begun, *change.dropped} - {INCOMING}):
+        return parts, change
+    out = dict(parts)
+    both = grown_dense(dense, parts.get("dense.train"), now, fresh)
+    out |= {part.name: part for part in both if part is not None}
+    for table in tables:
+        own = {part.name: part for part in table.parts(None)}
+        serve, _ = own.values()
+        if serve.name not in parts:
+            if set(serve.meta["fields"]) == set(serve.meta["owned"]):
+                out |= own
+            continue
+        moved = grown_table(
+            parts[serve.name], parts.get(f"{serve.name}.train"), serve.meta["fields"],
+            serve.meta["owned"], table.weight_RD[: len(table.fields)].cpu().numpy(),
+        )  # fmt: skip
+        out |= {part.name: part for part in moved if part is not None}
+    return out, change
 
 
 def grown_dense(
@@ -181,87 +213,3 @@ def _born(train: Part, before: Mapping[str, Run], after: Mapping[str, Run]) -> l
         if not born or born[-1][1] != age(name):
             born.append([run.start, age(name)])
     return born
-
-
-def grown_table(
-    serve: Part, train: Part | None, fields: Sequence[str], owned: Sequence[str], shared_FD: F32
-) -> tuple[Part, Part | None]:
-    """The parts of an id table whose fields are `fields`: rows move, those of gone fields are free.
-
-    `owned`: fields of modules, which alone may come; `shared_FD` the fields' shared rows as they
-    start. Raises ValueError where another field is new or gone.
-    """
-    was = list(serve.meta["fields"])
-    if was == list(fields):
-        return serve, train
-    come = [f for f in fields if f not in was and f not in owned]
-    gone = [f for f in was if f not in fields and f not in serve.meta.get("owned", [])]
-    kept = [f for f in was if f in fields]
-    if come or gone or kept != [f for f in fields if f in was]:
-        raise ValueError(
-            f"part '{serve.name}': fields {was}, but the configuration has {list(fields)}; only "
-            "fields of modules can be begun or dropped"
-        )
-    to_field = np.array([fields.index(f) if f in fields else -1 for f in was], np.int64)
-    to_row = _row_map(to_field, len(fields))
-    new = [i for i, f in enumerate(fields) if f not in was and not serve.delta]
-    return _grown_serve(serve, fields, to_field, to_row, new, shared_FD), (
-        None if train is None else _grown_train(train, serve, to_field, to_row, new, len(fields))
-    )
-
-
-def _row_map(to_field: I64, count: int) -> Callable[[NDArray[Any]], I64]:
-    """Old rows to new ones; -1 for the shared rows of gone fields."""
-    old = len(to_field)
-
-    def to_row(rows: NDArray[Any]) -> I64:
-        rows = rows.astype(np.int64)
-        shared = rows < old
-        moved: I64 = np.where(shared, to_field[np.where(shared, rows, 0)], rows + count - old)
-        return moved
-
-    return to_row
-
-
-def _grown_serve(
-    serve: Part, fields: Sequence[str], to_field: I64, to_row: Callable[[NDArray[Any]], I64],
-    new: Sequence[int], shared_FD: F32,
-) -> Part:  # fmt: skip
-    a = serve.arrays
-    rows = to_row(a["rows"])
-    stay = rows >= 0
-    field = to_field[a["fields"].astype(np.int64)]
-    keys = np.where(field < 0, 0, a["keys"])  # freed
-    joined = {
-        "rows": [rows[stay], np.array(new, np.int64)],
-        "keys": [keys[stay], np.zeros(len(new), np.int64)],
-        "fields": [np.maximum(field, 0)[stay], np.array(new, np.int64)],
-        "weights": [a["weights"][stay], shared_FD[new]],
-    }
-    arrays = {n: np.concatenate(parts).astype(a[n].dtype) for n, parts in joined.items()}
-    high = int(serve.meta["high"]) + len(fields) - len(to_field)
-    return replace(serve, arrays=arrays, meta={**serve.meta, "high": high, "fields": list(fields)})
-
-
-def _grown_train(
-    train: Part, serve: Part, to_field: I64, to_row: Callable[[NDArray[Any]], I64],
-    new: Sequence[int], count: int,
-) -> Part:  # fmt: skip
-    a = train.arrays
-    rows = to_row(a["rows"])
-    stay = rows >= 0
-    begun = len(new)
-    arrays = dict(a)
-    for name in ("last_s", "touched", "accumulator"):
-        more = np.zeros(begun, a[name].dtype)
-        arrays[name] = np.concatenate([a[name][stay], more])
-    arrays["rows"] = np.concatenate([rows[stay], np.array(new, np.int64)])
-    s = serve.arrays
-    ids = s["rows"] > len(to_field)  # neither shared nor padding
-    freed = s["rows"][ids & (to_field[s["fields"].astype(np.int64)] < 0) & (s["keys"] != 0)]
-    arrays["free"] = np.concatenate([to_row(a["free"]), to_row(freed)]).astype(a["free"].dtype)
-    counts = a["counts"].copy()
-    counts[HIGH] += count - len(to_field)
-    counts[SWEEP] += (count - len(to_field)) * (counts[SWEEP] > 0)
-    counts[FREE] += len(freed)
-    return replace(train, arrays=arrays | {"counts": counts})

@@ -21,7 +21,7 @@ from learners.batch import MiniBatch
 from learners.dense_optim import AdamConfig, FlatAdam
 from learners.embedding_table import EmbeddingTable, Lookup, TableConfig
 from learners.feature_spec import FeatureSpec
-from learners.growth import INCOMING, Change, change_of, grown_dense, grown_table
+from learners.growth import Change, grown
 from learners.incoming import PREFIX, Fading, both_inputs
 from learners.learner import StepReport
 from learners.moments import Moments
@@ -304,7 +304,10 @@ class NetLearner:
     def apply(self, parts: Mapping[str, Part]) -> None:
         """Take full or delta parts; without `train` parts this ranker can only score."""
         if self.grows or self.spec.incoming_blocks:
-            parts = self._grown(parts)
+            fresh = self.adam.w.detach().cpu().numpy()
+            parts, self.change = grown(
+                parts, self._layout(), fresh, self.tables, any_module=self.grows
+            )
         dense = parts["dense"]
         if list(dense.meta["layout"]) != self._layout():
             differs = set(dense.meta["layout"]) ^ set(self._layout())
@@ -344,31 +347,6 @@ class NetLearner:
         self.clock_ms = int(train.meta["clock_ms"])
         self.rows_learned = int(train.meta["rows_learned"])
         a.born = [(int(start), int(before)) for start, before in train.meta.get("born", [(0, 0)])]
-
-    def _grown(self, parts: Mapping[str, Part]) -> Mapping[str, Part]:
-        """The parts as this ranker would have written them; see `learners/growth`."""
-        out = dict(parts)
-        dense, train = parts["dense"], parts.get("dense.train")
-        self.change = change_of(dense.meta["layout"], self._layout())
-        if not self.grows and ({*self.change.begun, *self.change.dropped} - {INCOMING}):
-            return parts  # refused by the caller, as without an incoming version
-        fresh = self.adam.w.detach().cpu().numpy()
-        both = grown_dense(dense, train, self._layout(), fresh)
-        out |= {part.name: part for part in both if part is not None}
-        for table in self.tables:
-            own = {part.name: part for part in table.parts(None)}
-            serve, _ = own.values()
-            if serve.name not in parts:
-                if set(serve.meta["fields"]) == set(serve.meta["owned"]):
-                    out |= own
-                continue
-            rows = table.weight_RD[: len(table.fields)].cpu().numpy()
-            moved = grown_table(
-                parts[serve.name], parts.get(f"{serve.name}.train"),
-                serve.meta["fields"], serve.meta["owned"], rows,
-            )  # fmt: skip
-            out |= {part.name: part for part in moved if part is not None}
-        return out
 
     def counts(self) -> Mapping[str, int]:
         """Steps, rows and table use; reads the device, so not for every step."""

@@ -206,4 +206,4 @@ def test_a_field_of_the_base_neither_comes_nor_goes():
         arrays=dict(state["dense"].arrays, weights=other.adam.w.numpy().copy()),
     )  # fmt: skip
     with pytest.raises(ValueError, match="only fields of modules can be begun or dropped"):
-        other._grown({**state, "dense.train": state_of(other)["dense.train"]})
+        other.apply({**state, "dense.train": state_of(other)["dense.train"]})
