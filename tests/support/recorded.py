@@ -214,7 +214,7 @@ def joined(batches: Sequence[MiniBatch], factor: int) -> MiniBatch:
         values = [getattr(batch, f.name) for batch in batches]
         if f.name == "nominal_size":
             out[f.name] = first.nominal_size * factor
-        elif f.name == "content":
+        elif f.name in ("content", "incoming"):
             out[f.name] = _joined_content(values)
         elif isinstance(values[0], tuple):
             out[f.name] = tuple(map(torch.cat, zip(*values, strict=True)))
