@@ -83,6 +83,8 @@ def _growth(learner: object) -> list[str]:
     change = learner.change
     if INCOMING in change.begun:
         return ["a new encoder version comes in: its weights begin at 0, no score changes"]
+    if INCOMING in change.dropped:
+        return ["the encoder version that came in is given up, with what was learned by it"]
     return [f"module '{name}' begins afresh" for name in change.begun] + [
         f"module '{name}' of the snapshot is dropped" for name in change.dropped
     ]

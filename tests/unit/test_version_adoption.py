@@ -180,6 +180,17 @@ def test_versions_do_not_change_in_silence(world, stopped, tmp_path):
         shutil.rmtree(tmp_path / "again")
 
 
+def test_a_version_is_given_up_by_permission(world, stopped, tmp_path):
+    log, during, _ = world
+    resumed(stopped, tmp_path / "both", during(10_000, 10_000), log)
+    back = replace(OLD, ranker=replace(OLD.ranker, grow=True))
+    result = replay(back, (log,), tmp_path / "both", resume=True, snapshots=True)
+    assert result.restored.notes == (
+        "the encoder version that came in is given up, with what was learned by it",
+    )
+    assert result.composition.pipeline.learner.net.incoming is None
+
+
 def test_codes_do_not_change_their_version(world, tmp_path):
     coded = ranked_config(items={"dim": 24, "seed": 7, "codebook": "book.safetensors"})
     file = write_config(tmp_path / "coded.toml", coded)
