@@ -39,7 +39,7 @@ _ALGORITHM: Final = 1
 """Raised whenever equal text would get another vector."""
 
 HEADS: Final = 12
-_DIM, _WIDTH = 384, 16
+_DIM, _WIDTH, _WIDTH_MIN = 384, 8, 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +138,8 @@ class MiniLMEncoder:
         by_width: dict[int, list[int]] = {}
         for row, ids in tokens.items():
             if len(ids) > 2:
-                by_width.setdefault(-(-len(ids) // _WIDTH) * _WIDTH, []).append(row)
+                width = max(_WIDTH_MIN, -(-len(ids) // _WIDTH) * _WIDTH)
+                by_width.setdefault(width, []).append(row)
         for width, rows in (
             (width, group[start : start + self._config.batch])
             for width, group in by_width.items()
