@@ -87,17 +87,20 @@ async def _records(
         consumer.assign(tps)
         firsts, ends = await consumer.beginning_offsets(tps), await consumer.end_offsets(tps)
         await consumer.seek_to_beginning(*tps)
-        total = sum(ends[tp] - firsts[tp] for tp in tps)
-        at = dict(firsts)
-        while any(at[tp] < ends[tp] for tp in tps):
+        at, fixed, more = dict(firsts), dict(ends), True
+        while more or any(at[tp] < fixed[tp] for tp in tps):
             fetched = await consumer.getmany(timeout_ms=_POLL_MS, max_records=_RECORDS_MAX)
             for tp, records in sorted(fetched.items()):
-                mine = [record for record in records if record.offset < ends[tp]]
-                if mine:
+                if fixed[tp] == ends[tp]:
+                    # The embedded broker's end is that of its last batch's first record.
+                    fixed[tp] = max(ends[tp], consumer.highwater(tp) or 0)
+                if mine := [record for record in records if record.offset < fixed[tp]]:
                     yield tp, mine
             for tp in tps:
                 at[tp] = max(at[tp], await consumer.position(tp))
-            told(sum(min(at[tp], ends[tp]) - firsts[tp] for tp in tps), total)
+            more = any(records[0].offset < fixed[tp] for tp, records in fetched.items())
+            total = sum(fixed[tp] - firsts[tp] for tp in tps)
+            told(sum(min(at[tp], fixed[tp]) - firsts[tp] for tp in tps), total)
     except KafkaError as error:
         raise FaultError(f"broker {config.kafka.broker}: {error}") from error
     finally:

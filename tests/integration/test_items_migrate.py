@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import threading
@@ -14,13 +15,15 @@ from kafka import KafkaConsumer, TopicPartition
 
 from infra.snapshot_store import SnapshotStore
 from stream.composition import embedder_of, load_config
+from stream.kafka.settings import load_shell
+from stream.kafka.version_topic import read_versions, remove_version
 from stream.record_log import RecordLog, RecordLogWriter
 from stream.version_rows import VersionRows
 from tests.support.item_topic import send_items
 from tests.support.kafka_process import Child
 from tests.support.kafka_stream import T0_MS, Scene
 
-pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = pytest.mark.timeout(400)
 IMPRESSIONS = 900
 ITEMS = 60
 LONG = " ".join(f"word{n % 97}" for n in range(900))  # some 10 ms of encoding
@@ -115,6 +118,8 @@ def backfill_killed_and_resumed(scene, topic, new, state):
     assert topic.end() == 2 * ITEMS
 
 
+@pytest.mark.kafka
+@pytest.mark.slow
 def test_an_encoder_is_changed_without_stopping_for_it(broker, tmp_path):
     scene = Scene(broker, tmp_path)
     scene.write_log(IMPRESSIONS)
@@ -183,3 +188,21 @@ def test_an_encoder_is_changed_without_stopping_for_it(broker, tmp_path):
     logits = pq.read_table(scene.snapshots / "predictions.parquet")["logit"].to_numpy()
     assert len(logits) == IMPRESSIONS
     assert np.isfinite(logits).all()
+
+
+def test_versions_are_counted_and_removed_on_the_embedded_broker_too(small_broker, tmp_path):
+    """Its ends are those of the last batch's first record."""
+    scene = Scene(small_broker, tmp_path)
+    scene.write_log(1)
+    scene.prepare()
+    config = load_shell([scene.config], (), broker=None)
+    version = embedder_of(load_config(str(scene.config), ())).version
+    told = []
+
+    def versions():
+        return asyncio.run(read_versions(config, 2, lambda *counts: told.append(counts)))
+
+    assert len(versions().items(version)) == ITEMS
+    assert told[-1] == (ITEMS, ITEMS)
+    assert asyncio.run(remove_version(config, 2, version, lambda *_: None)) == ITEMS
+    assert versions().versions == []
