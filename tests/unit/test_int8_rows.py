@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from embeddings.int8_rows import SCALE_MAX, quantised
-from embeddings.vector_codec import ItemVector, decode_item_vector, encode_item_vector
+from embeddings.vector_codec import (
+    ItemVector,
+    decode_item_vector,
+    decode_stored,
+    encode_item_vector,
+)
+from embeddings.vector_store import RocksVectorStore
 from tests.support.examples import examples
+from tests.support.logs import write_log
+from tests.support.replays import ranked_config, replay
 
 
 def through_the_wire(vector):
@@ -72,3 +81,22 @@ def test_few_cosines_change_their_tier(cached):
     assert (tiers[0] != tiers[1]).mean() < 0.05
     assert np.abs(cosines[0] - cosines[1]).mean() < 0.005
     assert len(np.unique(tiers[0])) >= 9
+
+
+def test_a_replay_stores_int8_rows_and_learns_nearly_the_same(tmp_path, monkeypatch):
+    log, logits, stored = write_log(tmp_path / "log.parquet", samples=300), {}, {}
+
+    def put_many(store, keys, values, deletes, positions):
+        stored.setdefault(dtype, set()).update(decode_stored(value).dtype for value in values)
+        put(store, keys, values, deletes, positions)
+
+    put = RocksVectorStore.put_many
+    monkeypatch.setattr(RocksVectorStore, "put_many", put_many)
+    for dtype in ("float16", "int8"):
+        config = ranked_config(items={"dim": 16, "dtype": dtype})
+        result = replay(config, (log,), tmp_path / dtype)
+        assert result.composition.pipeline.items.cache._table_RD.dtype == np.float16
+        logits[dtype] = pq.read_table(tmp_path / dtype / "predictions.parquet")["logit"].to_numpy()
+    assert stored == {"float16": {"float16"}, "int8": {"int8"}}
+    assert np.ptp(logits["int8"]) > 0
+    assert np.abs(logits["int8"] - logits["float16"]).max() < 0.02
