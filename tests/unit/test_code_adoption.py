@@ -151,7 +151,7 @@ def carried(learner, old_rq, new_rq):
 
 def test_old_items_score_as_before_when_a_drifted_book_is_adopted():
     rng = np.random.default_rng(3)
-    old, new = items_of(rng, 20, 1_200), items_of(rng, 8, 60)
+    old, new = items_of(rng, 20, 1_200), items_of(rng, 8, 12)
     config = FitConfig(levels=2, size=24, anchors=0, anchors_of_vector=0)
     before = fit(old, "e", config)
     everything = np.concatenate([old, new])
@@ -162,7 +162,7 @@ def test_old_items_score_as_before_when_a_drifted_book_is_adopted():
     }
     rq = {n: b.encode_many(old, np.ones(len(old), np.bool_)).rq_BL for n, b in books.items()}
     changed = (rq["before"] != rq["after"]).any(1).mean()
-    assert 0.2 < changed < 0.6  # of the items have another code
+    assert 0.1 < changed < 0.3  # of the items have another code
 
     unit = old / np.linalg.norm(old, axis=1, keepdims=True)
     learner = IdContent(SPEC, IdContentConfig(device="cpu", hidden=(16, 8), qarm=CODES))
@@ -192,7 +192,7 @@ def test_old_items_score_as_before_when_a_drifted_book_is_adopted():
     assert moved("after", carry=True) < 0.02
     assert moved("after", carry=True) < moved("after", carry=False)
     assert moved("cold", carry=False) > 0.3  # a new fit without carrying over
-    assert moved("cold", carry=True) < 0.1
+    assert moved("cold", carry=True) < 0.2
 
     # What comes next is predicted as well as without the change.
     def losses(name, carry):
