@@ -27,7 +27,7 @@ from infra.snapshot_format import SnapshotRef
 from infra.state import Part
 from learners.net_learner import NetLearner
 from learners.row_transfer import carry_over
-from stream.checkpoint import VECTORS, Checkpointer
+from stream.checkpoint import NEXT_VECTORS, VECTORS, Checkpointer
 from stream.code_features import code_features
 from stream.composition import Composition, compose, embedder_of
 from stream.config import CODES_PATH, Config
@@ -97,6 +97,10 @@ def adopt(folder: Path, book_file: Path, scratch: Path) -> Adopted:
     found = checkpoints.find()
     if found.ref is None:
         raise InputError(f"{folder}: no valid snapshot; name the worker's snapshot folder")
+    if NEXT_VECTORS in checkpoints.store.manifest(found.ref).linked:
+        raise InputError(
+            f"snapshot {found.ref}: a migration of item vectors is under way; end it first"
+        )
     config = loader.build(Config, found.meta["config"])
     if not config.items.codebook:
         raise InputError(f"snapshot {found.ref}: its configuration has no items.codebook to change")

@@ -13,12 +13,14 @@ import torch
 from embeddings.codebook_file import read_codebook, write_codebook
 from embeddings.codes.fit import FitConfig, fit, refresh
 from infra.errors import InputError
+from infra.snapshot_store import SnapshotStore
 from learners.embedding_table import EmbeddingTable, TableConfig
 from learners.feature_spec import Bag, FeatureSpec, IdField
 from learners.id_kernels import LEARN_AND_COUNT
 from learners.modules.qarm_codes import QarmConfig
 from learners.rankers.id_content import IdContent, IdContentConfig
 from learners.row_transfer import carry_over
+from stream.checkpoint import NEXT_VECTORS
 from stream.cli import run
 from stream.code_adoption import adopt
 from tests.support.batches import BatchMaker, keys_of, small_spec
@@ -232,7 +234,7 @@ def test_a_model_goes_on_with_a_book_that_numbers_its_codes_anew(book, tmp_path)
         replay(config, (log,), second, **options)
 
 
-def test_adopting_says_what_it_did_and_what_it_cannot(book, tmp_path, capsys):
+def test_adopting_says_what_it_did_and_what_it_cannot(book, tmp_path, capsys, monkeypatch):
     log = write_log(tmp_path / "log.parquet", samples=300)
     report, snapshots = tmp_path / "run", tmp_path / "run" / "snapshots"
     replay(coded(book), (log,), report, snapshots=True)
@@ -250,6 +252,13 @@ def test_adopting_says_what_it_did_and_what_it_cannot(book, tmp_path, capsys):
         adopt(snapshots, new_book, tmp_path / "scratch")
     with pytest.raises(InputError, match="no valid snapshot"):
         adopt(tmp_path / "nowhere", new_book, tmp_path / "scratch")
+    whole = SnapshotStore.manifest
+    with monkeypatch.context() as during:
+        during.setattr(SnapshotStore, "manifest", lambda store, ref: replace(
+            whole(store, ref), linked={NEXT_VECTORS: ()}
+        ))  # fmt: skip
+        with pytest.raises(InputError, match="migration of item vectors is under way"):
+            adopt(snapshots, book, tmp_path / "scratch")
     plain = tmp_path / "plain"
     replay(ranked_config(), (log,), plain, snapshots=True)
     with pytest.raises(InputError, match=r"no items\.codebook to change"):
