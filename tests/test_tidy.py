@@ -78,7 +78,7 @@ DATA_SET_PLACES = re.compile(
 OTHER_SETS = re.compile(r"\b(movielens|globo|open[ _-]?bandit)\b", re.IGNORECASE)
 OTHER_SETS_PLACES = re.compile(
     r"(stream/importers/[a-z_]+\.py|stream/commands/import_\.py|infra/presets/.*\.toml|docs/.*|tests/.*"
-    r"|README\.md|NOTICE|CHANGELOG\.md|CONTRIBUTING\.md)"
+    r"|README\.md|NOTICE|CHANGELOG\.md|CONTRIBUTING\.md|Makefile)"
 )
 # Written in pieces, so that this file does not find itself.
 HOSTS = tuple(
