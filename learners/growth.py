@@ -190,12 +190,36 @@ def _moved(
     if train is None:
         return new, None
     zeros = np.zeros(len(fresh), np.float32)
-    moments = {name: moved(train.arrays[name], zeros) for name in ("m", "v")}
+    scale = _scale_of_counterparts(train.arrays["v"], before, after, zeros)
+    moments = {"m": moved(train.arrays["m"], zeros), "v": moved(train.arrays["v"], scale)}
     moments["live"] = moved(train.arrays["live"], fresh)
     born = _born(train, before, after)
     return new, replace(
         train, arrays={**train.arrays, **moments}, meta={**train.meta, "born": born}
     )
+
+
+def _scale_of_counterparts(
+    v: NDArray[Any], before: Mapping[str, Run], after: Mapping[str, Run], zeros: F32
+) -> F32:
+    """Second moments to begin with: of an incoming weight the mean of those it will stand for.
+
+    While the present version explains the clicks, its gradients are noise, and Adam with moments of
+    zero would take steps of full length on noise.
+    """
+    out = zeros.copy()
+    for name, run in after.items():
+        own = _counterpart(name, before)
+        if own is not None:
+            out[run.start : run.start + run.size] = v[own.start : own.start + own.size].mean()
+    return out
+
+
+def _counterpart(name: str, before: Mapping[str, Run]) -> Run | None:
+    """The present parameter whose place an incoming one takes, where it comes in now."""
+    if name in before or module_of(name) != INCOMING:
+        return None
+    return before.get(name.removeprefix(f"{INCOMING}."))
 
 
 def _born(train: Part, before: Mapping[str, Run], after: Mapping[str, Run]) -> list[list[int]]:
@@ -204,9 +228,10 @@ def _born(train: Part, before: Mapping[str, Run], after: Mapping[str, Run]) -> l
     now = int(train.arrays["t"])
 
     def age(name: str) -> int:
-        if name not in before:
+        at = before.get(name) or _counterpart(name, before)
+        if at is None:
             return now
-        return int(next(b for start, b in reversed(saved) if start <= before[name].start))
+        return int(next(b for start, b in reversed(saved) if start <= at.start))
 
     born: list[list[int]] = []
     for name, run in after.items():

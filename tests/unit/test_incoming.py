@@ -11,7 +11,7 @@ import torch
 from learners import catalog
 from learners.batch import ContentRows
 from learners.feature_spec import ContentBlock
-from learners.growth import adopted
+from learners.growth import adopted, runs_of
 from learners.incoming import Fading
 from learners.modules.catalog import BUILDERS
 from tests.conformance.learner_checks import MODULE_OPTIONS, assert_same_state, maker, state_of
@@ -206,3 +206,18 @@ def test_the_new_version_learns_what_the_present_one_knew():
         nothing.learn_many(replace(batch(), content=None, incoming=None))
     assert loss(after) < loss(before) + 0.03
     assert loss(after) < loss(nothing) - 0.03
+
+
+def test_new_weights_begin_with_the_scale_of_those_that_they_stand_for():
+    """With moments of zero, Adam would take steps of full length on the noise that is left."""
+    before, after, stream = migrating(steps=20)
+    runs = runs_of(after._layout())
+    new, old = runs["incoming.target.weight"], runs["target.weight"]
+    v = after.adam.v[new.start : new.start + new.size]
+    was = before.adam.v[runs_of(before._layout())["target.weight"].start :][: old.size]
+    assert float(v.min()) == float(v.max()) == pytest.approx(float(was.mean()), rel=1e-5)
+    assert float(v.min()) > 0
+    assert after.adam.born == [(0, 0)]
+    after.learn_many(stream.batch(40))
+    step = dict(after.net.named_parameters())["incoming.target.weight"].detach().abs().mean()
+    assert 0 < float(step) < 0.95 * after.config.adam.lr
