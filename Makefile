@@ -96,6 +96,10 @@ bench: $(READY) ## the benchmarks, one after the other
 tune: $(READY) ## search the ranker's settings on days before the evaluated ones (goes on where it stopped)
 	$(BIN)/python -m tests.benchmarks.tune
 
+.PHONY: methods
+methods: $(READY) ## what each method is worth on the bundled slice, three seeds
+	$(BIN)/python -m tests.benchmarks.quality_methods
+
 .PHONY: movielens
 movielens: $(READY) ## what text and pictures of films are worth, where the data is there (goes on where it stopped)
 	$(BIN)/python -m tests.benchmarks.movielens_content
