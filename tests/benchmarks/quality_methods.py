@@ -6,8 +6,8 @@ Run: make methods, or python -m tests.benchmarks.quality_methods [--seeds 0 1 2]
 Preset `kuairand` with behavioural vectors and a codebook of them, made of what came before the
 first impression (`--attributes`: with the preset's own vectors). Steps are recorded once; each arm
 is run on them as its preset says, predictions made at the impression. Differences of log loss to
-the first arm on days from 04-30 on, mean of the seeds, 95 % by bootstrap over users; cold: videos shown fewer
-than 10 times before. `--placebo`: vectors and codes permuted among the videos.
+the first arm on days from 04-30 on, mean of the seeds, 95 % by bootstrap over users; cold: videos
+shown fewer than 10 times before. `--placebo`: vectors and codes permuted among the videos.
 """
 
 from __future__ import annotations
