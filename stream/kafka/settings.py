@@ -148,14 +148,15 @@ class EmbedConfig:
     `batch_items`: encoded at once, at most; it never waits for so many, and takes no more than
     half a second's worth by the speed of the batch before. `queue_items_max`,
     `queue_bytes_max`: item events fetched and not encoded, beyond which fetching pauses.
-    `threads`: of the encoders, 0 for as many as torch chooses. `state`: where it keeps which
+    `threads`: of the encoders, 0 for as many as torch chooses; the last bits of a picture's vector
+    depend on it, and a replay encodes with one. `state`: where it keeps which
     contents are encoded, a folder; empty: somewhere temporary, read from the topic at each start.
     """
 
     batch_items: int = 512
     queue_items_max: int = 1_000
     queue_bytes_max: int = 67_108_864
-    threads: int = 0
+    threads: int = 1
     state: str = ""
 
     def __post_init__(self) -> None:
