@@ -64,18 +64,6 @@ def test_pictures_are_png_of_their_own(tmp_path):
     assert (opened.format, opened.size) == ("PNG", (96, 96))
 
 
-def test_runs_with_pictures_may_differ_by_rounding_and_no_others(tmp_path):
-    for run, logit in (("worker", 0.5), ("replay", 0.500003)):
-        (tmp_path / run).mkdir()
-        table = pa.table({"logit": pa.array([0.1, logit], pa.float32())})
-        pq.write_table(table, tmp_path / run / "predictions.parquet")
-    assert "bit for bit" in against_replay(tmp_path, [], pictures=False)
-    assert "within 3.0e-06" in against_replay(tmp_path, ["logit"], pictures=True)
-    for differences, pictures in ((["logit"], False), (["label", "logit"], True)):
-        with pytest.raises(FaultError, match="differs from its replay"):
-            against_replay(tmp_path, differences, pictures=pictures)
-
-
 def test_a_late_vector_explains_other_logits_and_nothing_else(tmp_path):
     for run, logit in (("worker", 0.5), ("replay", 0.75)):
         (tmp_path / run).mkdir()
@@ -83,12 +71,13 @@ def test_a_late_vector_explains_other_logits_and_nothing_else(tmp_path):
             {"logit": pa.array([logit], pa.float32()), "has_vector": [run == "replay"]}
         )
         pq.write_table(table, tmp_path / run / "predictions.parquet")
-    words = against_replay(tmp_path, ["logit"], pictures=False, late=3)
+    words = against_replay(tmp_path, ["logit"], late=3)
     assert words == "logits within 2.5e-01 of its replay's: 3 vectors came after their time"
+    assert "bit for bit" in against_replay(tmp_path, [])
     assert seen_in_time(tmp_path).startswith("1 of 1 impressions")
     for differences, late in ((["logit"], 0), (["label"], 3)):
         with pytest.raises(FaultError, match="differs from its replay"):
-            against_replay(tmp_path, differences, pictures=True, late=late)
+            against_replay(tmp_path, differences, late=late)
 
 
 def test_the_parts_of_a_log_are_the_whole(tmp_path):
