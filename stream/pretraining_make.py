@@ -11,15 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from infra.errors import InputError
-from infra.state import Part
 from learners.batch import MiniBatch
 from learners.feature_spec import FeatureSpec
-from learners.learner import StepReport
 from learners.modules.make_training import ContentSamples
+from learners.onlooker import Onlooker
 from stream.composition import Variation
 from stream.config import Config
 from stream.feature_plan import plan
@@ -28,7 +24,7 @@ from stream.replay.runner import Replay, ReplayConfig
 Tell = Callable[[int, int], None]
 
 
-class SampleKeeper:
+class SampleKeeper(Onlooker):
     """A learner that keeps what it is taught within a span of time, and predicts 0."""
 
     def __init__(
@@ -36,29 +32,11 @@ class SampleKeeper:
     ) -> None:
         self._samples, self._spec = samples, spec
         self._from_ms, self._before_ms = from_ms, before_ms
-        self.device = torch.device("cpu")
+        super().__init__()
 
-    def learn_many(self, batch: MiniBatch) -> StepReport:
+    def look(self, batch: MiniBatch) -> None:
         """Keep the rows."""
         self._samples.add(batch, self._spec, from_ms=self._from_ms, before_ms=self._before_ms)
-        zero = torch.zeros(())
-        return StepReport(logits_B=torch.zeros(len(batch)), loss=zero, skipped=zero)
-
-    def predict_many(self, batch: MiniBatch) -> Tensor:
-        """Zeros."""
-        return torch.zeros(len(batch))
-
-    def export_full(self) -> Sequence[Part]:
-        """Nothing: a log that is read for its samples has no snapshots."""
-        return []
-
-    def export_since(self, mark: int) -> Sequence[Part]:
-        """Nothing."""
-        del mark
-        return []
-
-    def apply(self, parts: Mapping[str, Part]) -> None:
-        """Nothing to take."""
 
     def counts(self) -> Mapping[str, int]:
         """Rows kept."""

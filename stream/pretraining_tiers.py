@@ -12,17 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from infra.errors import InputError
-from infra.state import Part
 from learners.batch import MiniBatch
 from learners.feature_spec import FeatureSpec
-from learners.learner import StepReport
 from learners.modules.scopes import Scope, ScopesConfig, cosines_of, scopes_of
 from learners.modules.tiers import count_fine
+from learners.onlooker import Onlooker
 from learners.step_inputs import step_inputs
 from stream.composition import Variation
 from stream.config import Config
@@ -42,7 +39,7 @@ class CosineCounts:
     encoder: str = ""
 
 
-class CosineKeeper:
+class CosineKeeper(Onlooker):
     """A learner that counts the cosines of what it is taught before a time, and predicts 0."""
 
     def __init__(
@@ -51,9 +48,9 @@ class CosineKeeper:
     ) -> None:  # fmt: skip
         self._found, self._spec, self._scopes = found, spec, scopes
         self._block, self._until_ms = spec.block(block), until_ms
-        self.device = torch.device("cpu")
+        super().__init__()
 
-    def learn_many(self, batch: MiniBatch) -> StepReport:
+    def look(self, batch: MiniBatch) -> None:
         """Count the rows that are old enough."""
         cosines = step_inputs(batch, self._spec, self.device).cosines
         self._found.encoder = cosines.encoder
@@ -61,24 +58,6 @@ class CosineKeeper:
         for history, _ in cosines_of(cosines, self._block, self._scopes):
             known_BL = history.known_BL * old_B[:, None]
             count_fine(history._replace(known_BL=known_BL), self._found.counts_K)
-        zero = torch.zeros(())
-        return StepReport(logits_B=torch.zeros(len(batch)), loss=zero, skipped=zero)
-
-    def predict_many(self, batch: MiniBatch) -> Tensor:
-        """Zeros."""
-        return torch.zeros(len(batch))
-
-    def export_full(self) -> Sequence[Part]:
-        """Nothing: a log that is read for its cosines has no snapshots."""
-        return []
-
-    def export_since(self, mark: int) -> Sequence[Part]:
-        """Nothing."""
-        del mark
-        return []
-
-    def apply(self, parts: Mapping[str, Part]) -> None:
-        """Nothing to take."""
 
     def counts(self) -> Mapping[str, int]:
         """Cosines counted."""
