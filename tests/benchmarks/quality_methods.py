@@ -1,114 +1,197 @@
 """What each method is worth on the bundled slice, beside the ranker without it. Asserts nothing.
 
-Run: make methods, or python -m tests.benchmarks.quality_methods [--seeds 0 1 2] [--label click]
-     [--arms NAME …] [--placebo]
+Run: make methods, or python -m tests.benchmarks.quality_methods [--study NAME] [--seeds 0 1 2]
+     [--labels click long_view] [--permutations 1 2 3] [--arms NAME …] [--early] [--table]
 
 Preset `kuairand` with behavioural vectors and a codebook of them, made of what came before the
 first impression (`--attributes`: with the preset's own vectors). Steps are recorded once; each arm
 is run on them as its preset says, predictions made at the impression. Differences of log loss to
-the first arm on days from 04-30 on, mean of the seeds, 95 % by bootstrap over users; cold: videos
-shown fewer than 10 times before. `--placebo`: vectors and codes permuted among the videos.
+the arm's control on days from 04-30 on, mean of the seeds, 95 % by bootstrap over users; cold:
+videos shown fewer than 10 times before, new: users shown fewer than 5 videos. Placebo: vectors and
+codes permuted among the videos, one seed a permutation, less the control on the same permuted
+ones. `--early`: 04-28 and 04-29, on a log that ends with them, where settings are chosen. Runs are
+kept under build/methods and not made again (`--again`: those of `--arms` are); `--table` prints
+what is there.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from stream.cli import run as millrace
-from stream.composition import Variation, load_config
 from stream.evaluation.paired import PairedDifference, paired_bootstrap
-from stream.record_log import RecordLog
-from stream.replay.compare import item_keys
-from tests.benchmarks.quality_kuairand import seen_before
-from tests.support.bench import ROOT, kuairand_log, markdown, setting
-from tests.support.recorded import Recording, record
+from tests.benchmarks.quality_methods_runs import Arm, Runs, mean_losses
+from tests.support.bench import kuairand_log, markdown, setting
 
 F64 = NDArray[np.float64]
-START = "2022-04-24T15:05:41"
-"""The first impression, UTC: what came before made the vectors."""
-FROM_MS = 1_651_248_000_000
-"""2022-04-30, 00:00 at UTC+8."""
-COLD = 10
-DIM = 64
-ARMS = ("base", "simtier", "make", "qarm", "em3", "flip", "fgcnn", "best")
-BUILD = ROOT / "build" / "methods"
+COLD_VIDEO, NEW_USER = 10, 5
+NONE = "ranker.options.content_projection=0"
+NO_REPEATS = "ranker.options.repeats=false"
+ATTRIBUTES = ("author", "music", "tag")
+OF_ATTRIBUTES = (
+    *ATTRIBUTES, "author.*", "music.*", "tag.*", "author_tab.*", "tag_tab.*", "user_author.*",
+    "user_tag.*", "active_tag.*",
+)  # fmt: skip
+"""Author, music and tags as ids, and the counters of them."""
 
 
-def made(log: Path, *, attributes: bool) -> tuple[str, ...]:
-    """Settings of the vectors and of a codebook of them, which are made once."""
-    BUILD.mkdir(parents=True, exist_ok=True)
-    vectors, book = BUILD / f"behaviour-{DIM}.parquet", BUILD / f"codes-{attributes}.safetensors"
-    settings: tuple[str, ...] = ()
-    if not attributes:
-        words = ("--until", START, "--dim", str(DIM), "--out", str(vectors))
-        if not vectors.exists() and millrace(["pretrain", "behaviour", str(log), *words]):
-            raise SystemExit("the vectors were not made")
-        settings = (f"items.vectors_file={vectors}", f"items.dim={DIM}")
-    if not book.exists():
-        given = [word for setting in settings for word in ("--set", setting)]
-        sizes = ("--levels", "3", "--size", "256", "--anchors", "1024", "--until", START)
-        fit = ["codes", "fit", str(log), "--config", "kuairand", "--out", str(book), *sizes]
-        if millrace([*fit, *given]):
-            raise SystemExit("the codebook was not made")
-    return *settings, f"items.codebook={book}", "items.cache_rows=20000"
+def _uses(use: str) -> str:
+    return f'ranker.options.qarm.uses=["{use}"]'
 
 
-def steps(log: Path, label: str, settings: tuple[str, ...], permuted: int | None) -> Recording:
-    """The learn steps, with columns for all methods."""
-    config = load_config("kuairand+qarm", (*settings, f"ranker.label={label}"))
-    variation = None
-    if permuted is not None:
-        variation = Variation(arms={}, permuted=item_keys([RecordLog(log)], config), seed=permuted)
-    return record(config, log, variation)
-
-
-class Arms:
-    """Runs of arms on recorded steps; losses of the evaluated rows, mean of the seeds."""
-
-    def __init__(self, recording: Recording, seeds: list[int]) -> None:
-        self._recording, self._seeds = recording, seeds
-        self.late = recording.ts_ms_n >= FROM_MS
-        self.label_n = recording.label_n()[self.late].astype(np.float64)
-        self.user_n = np.unique(recording.id_n("user")[self.late], return_inverse=True)[1]
-        order = np.lexsort((recording.sample_n, recording.ts_ms_n))
-        seen = np.empty(len(order), np.int64)
-        seen[order] = seen_before(recording.id_n("video")[order])
-        self.cold = seen[self.late] < COLD
-        self.us: dict[str, float] = {}
-        self.auc: dict[str, float] = {}
-
-    def losses(self, name: str, options: Mapping[str, Any]) -> F64:
-        """Log loss of each row, mean of the seeds."""
-        found, times, aucs = [], [], []
-        for seed in self._seeds:
-            logits, us = self._recording.run(
-                "id_content", {**options, "seed": seed}, from_ms=FROM_MS
+PRESETS = ("simtier", "make", "qarm", "em3", "flip", "fgcnn", "best")
+STUDIES: Mapping[str, Mapping[str, Arm]] = {
+    "methods": {
+        "base": Arm(),
+        **{name: Arm(presets=f"kuairand+{name}", reads=name != "fgcnn") for name in PRESETS},
+    },
+    "similarity": {
+        "base": Arm(control="none"),
+        "none": Arm(sets=(NONE,), control="none", reads=False),
+        "none + simtier": Arm(
+            sets=(NONE, "ranker.options.simtier.on=true"), control="none"
+        ),
+        "none + simscore": Arm(sets=(NONE, "ranker.options.simscore.on=true"), control="none"),
+        "none + both": Arm(presets="kuairand+simtier", sets=(NONE,), control="none"),
+        "none, no repeats": Arm(sets=(NONE, NO_REPEATS), control="none", reads=False),
+        "none, no repeats, + simtier": Arm(
+            sets=(NONE, NO_REPEATS, "ranker.options.simtier.on=true"), control="none, no repeats"
+        ),
+        "none, no repeats, + both": Arm(
+            presets="kuairand+simtier", sets=(NONE, NO_REPEATS), control="none, no repeats"
+        ),
+    },
+    "codes": {
+        "none": Arm(sets=(NONE,), control="none", reads=False),
+        "codes": Arm(presets="kuairand+qarm", sets=(NONE,), control="none"),
+        **{
+            f"codes, {use} alone": Arm(
+                presets="kuairand+qarm", sets=(NONE, _uses(use)), control="none"
             )
-            logit_n = logits[self.late].astype(np.float64)
-            found.append(np.logaddexp(0, logit_n) - self.label_n * logit_n)
-            times.append(us)
-            aucs.append(auc_of(logit_n, self.label_n))
-        self.us[name], self.auc[name] = float(np.mean(times)), float(np.mean(aucs))
-        mean: F64 = np.mean(found, axis=0)
-        print(f"{name}: {mean.mean():.5f}", flush=True)
-        return mean
+            for use in ("item", "sequence", "cross")
+        },
+        "codes, rows as they start": Arm(
+            presets="kuairand+qarm", sets=(NONE, "ranker.options.qarm.trained=false"),
+            control="none",
+        ),
+        "no attributes": Arm(
+            sets=(NONE,), dropped=OF_ATTRIBUTES, control="no attributes", reads=False
+        ),
+        "no attributes, + codes": Arm(
+            presets="kuairand+qarm", sets=(NONE,), dropped=OF_ATTRIBUTES, control="no attributes"
+        ),
+        "no attributes, + codes, item alone": Arm(
+            presets="kuairand+qarm", sets=(NONE, _uses("item")), dropped=OF_ATTRIBUTES,
+            control="no attributes",
+        ),
+        **{
+            f"no attributes, + ids of {name}": Arm(
+                sets=(NONE,), dropped=tuple(d for d in OF_ATTRIBUTES if d != name),
+                control="no attributes", reads=False,
+            )
+            for name in ATTRIBUTES
+        },
+        "base": Arm(),
+        **{
+            f"base + codes, {use} alone": Arm(presets="kuairand+qarm", sets=(_uses(use),))
+            for use in ("item", "sequence", "cross")
+        },
+        "base + codes": Arm(presets="kuairand+qarm"),
+    },
+    "em3": {
+        "base": Arm(),
+        "em3": Arm(presets="kuairand+em3"),
+        "em3, control": Arm(
+            presets="kuairand+em3",
+            sets=("ranker.options.em3.contrast=0", "ranker.options.em3.train_former=false"),
+        ),
+        "em3, no contrast": Arm(presets="kuairand+em3", sets=("ranker.options.em3.contrast=0",)),
+        "em3, cold rows": Arm(presets="kuairand+em3", sets=("ranker.options.em3.cold_rows=true",)),
+    },
+}  # fmt: skip
+"""`none`: no vector or code is read; `control` of EM3: nothing of it is trained but its maps."""
 
 
-def auc_of(logit_n: F64, label_n: F64) -> float:
+def make_all(runs: Runs, arms: Mapping[str, Arm], args: argparse.Namespace) -> None:
+    """The runs that are lacking; what is recorded once serves all arms."""
+    pairs = list(zip(args.permutations, args.seeds * len(args.permutations), strict=False))
+    for label in args.labels:
+        for permutation, seeds in [(0, args.seeds), *((p, [s]) for p, s in pairs)]:
+            for front in dict.fromkeys(arm.front for arm in arms.values()):
+                for name, arm in arms.items():
+                    if arm.front != front or (permutation and not _permuted(arms, arm)):
+                        continue
+                    for seed in seeds:
+                        if args.again or runs.known(arm, label, permutation, seed) is None:
+                            runs.make(name, arm, label, permutation, seed)
+
+
+def _permuted(arms: Mapping[str, Arm], arm: Arm) -> bool:
+    """Whether a permutation changes an arm, or one that is compared with it."""
+    compared = any(a.reads and arms[a.control] == arm for a in arms.values())
+    return arm.reads or compared
+
+
+def table(runs: Runs, arms: Mapping[str, Arm], label: str, args: argparse.Namespace) -> str:
+    """The arms of which all seeds are there."""
+    rows = runs.rows(label)
+    slices = [rows.video_seen_n < COLD_VIDEO, rows.user_seen_n < NEW_USER]
+    out = []
+    for name, arm in arms.items():
+        loss = mean_losses(runs, arm, label, (), args.seeds)
+        if loss is None:
+            continue
+        lines = [runs.known(arm, label, 0, seed) for seed in args.seeds]
+        us = [line["us"] for line in lines if line is not None]
+        commits = " ".join(sorted({line["commit"] for line in lines if line is not None}))
+        auc = np.mean(
+            [auc_of(runs.logits(arm, label, 0, seed), rows.label_n) for seed in args.seeds]
+        )
+        own: list[object] = [name, f"{loss.mean():.5f}", f"{auc:.4f}"]
+        control = arms[arm.control]
+        other = mean_losses(runs, control, label, (), args.seeds)
+        if control == arm or other is None:
+            own += ["", "", "", ""]
+        else:
+            own.append(interval(paired_bootstrap(loss - other, rows.user_n)))
+            for s in slices:
+                own.append(interval(paired_bootstrap((loss - other)[s], rows.user_n[s])))
+            own.append(placebo(runs, arm, control, label, args))
+        out.append([*own, f"{np.mean(us):.0f}", commits])
+    header = (
+        "arm", "log loss", "AUC", "less control, 1e-5", "cold videos", "new users", "placebo",
+        "µs learned", "commit",
+    )  # fmt: skip
+    counts = ", ".join(f"{np.count_nonzero(s):,}" for s in slices)
+    return f"{label}, {len(rows.label_n):,} rows, cold and new {counts}\n\n" + markdown(header, out)
+
+
+def placebo(runs: Runs, arm: Arm, control: Arm, label: str, args: argparse.Namespace) -> str:
+    """Less the control on the same permuted vectors; the mean, and each of the permutations."""
+    permutations = args.permutations
+    seeds = (args.seeds * len(permutations))[: len(permutations)]
+    if not arm.reads or not permutations:
+        return ""
+    rows, parts = runs.rows(label), []
+    for p, s in zip(permutations, seeds, strict=True):
+        pair = [mean_losses(runs, a, label, (p,), (s,)) for a in (arm, control)]
+        if pair[0] is None or pair[1] is None:
+            return ""
+        parts.append(pair[0] - pair[1])
+    each = ", ".join(f"{part.mean() * 1e5:+.0f}" for part in parts)
+    return f"{interval(paired_bootstrap(np.mean(parts, axis=0), rows.user_n))} ({each})"
+
+
+def auc_of(logit_n: NDArray[np.float32], label_n: NDArray[np.int64]) -> float:
     """Area under the ROC curve, ties counted half."""
-    positives = label_n.sum()
-    ranks = rankdata(logit_n)[label_n > 0].sum()
-    return float(
-        (ranks - positives * (positives + 1) / 2) / (positives * (len(label_n) - positives))
-    )
+    positives = int(label_n.sum())
+    ranks = float(rankdata(logit_n)[label_n > 0].sum())
+    return (ranks - positives * (positives + 1) / 2) / (positives * (len(label_n) - positives))
 
 
 def interval(found: PairedDifference) -> str:
@@ -118,34 +201,28 @@ def interval(found: PairedDifference) -> str:
     return f"{found.mean * 1e5:+.0f} [{found.low * 1e5:+.0f}, {found.high * 1e5:+.0f}]"
 
 
-def main() -> None:
-    """Run and print."""
+def main(words: Sequence[str] | None = None) -> None:
+    """Run what is lacking, and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--study", choices=list(STUDIES), default="methods")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--label", default="click")
-    parser.add_argument("--arms", nargs="+", default=list(ARMS))
-    parser.add_argument("--attributes", action="store_true")
-    parser.add_argument("--placebo", action="store_true")
-    args = parser.parse_args()
+    parser.add_argument("--labels", nargs="+", default=["click", "long_view"])
+    parser.add_argument("--permutations", type=int, nargs="*", default=[1, 2, 3])
+    parser.add_argument("--arms", nargs="+")
+    for flag in ("attributes", "early", "table", "again"):
+        parser.add_argument(f"--{flag}", action="store_true")
+    args = parser.parse_args(words)
     torch.set_num_threads(1)
-    log = kuairand_log(100)
-    settings = made(log, attributes=args.attributes)
-    arms = Arms(steps(log, args.label, settings, 1 if args.placebo else None), args.seeds)
-    options = {n: load_config(f"kuairand+{n}", ()).ranker.options for n in args.arms}
-    losses = {name: arms.losses(name, options[name]) for name in args.arms}
-    base = losses[args.arms[0]]
-    rows = []
-    for name, loss in losses.items():
-        own: list[object] = [name, f"{loss.mean():.5f}", f"{arms.auc[name]:.4f}"]
-        if name == args.arms[0]:
-            own += ["", ""]
-        else:
-            cold = paired_bootstrap((loss - base)[arms.cold], arms.user_n[arms.cold])
-            own += [interval(paired_bootstrap(loss - base, arms.user_n)), interval(cold)]
-        rows.append([*own, f"{arms.us[name] / arms.us[args.arms[0]]:.2f}"])
+    study = STUDIES[args.study]
+    arms = {name: study[name] for name in args.arms or study}
+    for name in list(arms):
+        arms.setdefault(study[name].control, study[study[name].control])
+    runs = Runs(kuairand_log(100), attributes=args.attributes, early=args.early)
+    if not args.table:
+        make_all(runs, arms, args)
     print(f"{setting()}; {args}")
-    less = f"less {args.arms[0]}, 1e-5"
-    print(markdown(("arm", "log loss", "AUC", less, f"{less}, cold videos", "learn step"), rows))
+    for label in args.labels:
+        print(table(runs, arms, label, args))
 
 
 if __name__ == "__main__":
