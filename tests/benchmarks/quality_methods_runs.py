@@ -30,7 +30,8 @@ from tests.benchmarks.quality_kuairand import seen_before
 from tests.support.bench import ROOT
 from tests.support.recorded import Recording, record
 
-I64, F32 = NDArray[np.int64], NDArray[np.float32]
+I64 = NDArray[np.int64]
+F32 = NDArray[np.float32]
 START = "2022-04-24T15:05:41"
 """The first impression, UTC: what came before made the vectors."""
 TUNED_FROM, FROM = time_ms("2022-04-28T00:00:00+08:00"), time_ms("2022-04-30T00:00:00+08:00")
@@ -223,7 +224,9 @@ def mean_losses(
     if any(runs.known(arm, label, p, s) is None for p, s in pairs):
         return None
     label_n = runs.rows(label).label_n
-    return np.mean([loss_of(runs.logits(arm, label, p, s), label_n) for p, s in pairs], axis=0)
+    each = [loss_of(runs.logits(arm, label, p, s), label_n) for p, s in pairs]
+    mean_n: NDArray[np.float64] = np.mean(each, axis=0)
+    return mean_n
 
 
 def loss_of(logit_n: F32, label_n: I64) -> NDArray[np.float64]:
