@@ -296,7 +296,7 @@ class OnlinePipeline:
             step = self.learner.learn_many(batch)
         if stream.predict_at == "settle":
             logits = step.logits_B.detach().cpu().numpy().reshape(len(slots), -1)
-            self.predicted.put(slots, logits, self.counts["steps"], self.weights_ms)
+            self._keep(slots, logits, batch)
         settled_ms = int(samples.ts_ms_n.max()) + self.plan.config.window_ms
         self.weights_ms = max(self.weights_ms, settled_ms)
         predicted = self.predicted.get(slots)
@@ -316,8 +316,13 @@ class OnlinePipeline:
         for first in range(0, len(slots), size):
             part = slots[first : first + size]
             with self._span("predict"):
-                logits = self.predict(self.join.samples(part))
-                self.predicted.put(part, logits, self.counts["steps"], self.weights_ms)
+                batch = self._assembler.prediction_batch(self.join.samples(part))
+                logits = self.learner.predict_many(batch).cpu().numpy()
+                self._keep(part, logits.reshape(len(part), -1), batch)
+
+    def _keep(self, slots: NDArray[np.int64], logit_nA: NDArray[Any], batch: MiniBatch) -> None:
+        missing = batch.content.missing_B.numpy() if batch.content else np.ones(len(slots), bool)
+        self.predicted.put(slots, logit_nA, self.counts["steps"], self.weights_ms, ~missing)
 
     def predict(self, samples: Samples) -> NDArray[np.float32]:
         """Logits by the weights and item vectors as they are, float32 [n, arms]."""
@@ -327,13 +332,12 @@ class OnlinePipeline:
 
     def _predictions(self, s: Samples, batch: MiniBatch, predicted: Predicted) -> Predictions:
         n = len(s)
-        missing = batch.content.missing_B.numpy() if batch.content else np.ones(n, bool)
         lengths = s.history_len_n or (np.zeros(n, np.int64),)
         names = [self.join.names.get(key) for key in s.key_n.tolist()] if self.join.names else None
         return Predictions(
             request_n=s.request_n, item_n=s.item_n, user_n=s.user_n, ts_ms_n=s.ts_ms_n,
             labels_nK=batch.labels_BK.numpy(), predicted=predicted, names=names,
-            history_len_n=np.sum(lengths, axis=0), has_vector_n=~missing,
+            history_len_n=np.sum(lengths, axis=0),
             fields={name: read(batch) for name, read in self._fields.items()},
         )  # fmt: skip
 

@@ -130,7 +130,8 @@ class PredictionLog:
             columns[name] = pa.array(_cat(values, np.int64))
         lengths = _cat([p.history_len_n for p in self._waiting], np.int32)
         columns["history_len"] = pa.array(lengths)
-        columns["has_vector"] = pa.array(_cat([p.has_vector_n for p in self._waiting], np.bool_))
+        vectors = _cat([p.predicted.has_vector_n for p in self._waiting], np.bool_)
+        columns["has_vector"] = pa.array(vectors)
         for name in self._waiting[0].fields if self._waiting else ():
             columns[_FIELD + name] = pa.array(
                 _cat([p.fields[name] for p in self._waiting], np.int64)

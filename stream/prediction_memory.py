@@ -20,16 +20,21 @@ class Predicted(NamedTuple):
     """Predictions of n rows by A arms.
 
     `batch_n` is the number of the learn step before which the row was predicted, so rows of one
-    number saw the same weights; these hold no label settled after `weights_ms_n`.
+    number saw the same weights; these hold no label settled after `weights_ms_n`. `has_vector_n`:
+    whether the item had a vector then.
     """
 
     logit_nA: NDArray[np.float32]
     batch_n: I64
     weights_ms_n: I64
+    has_vector_n: NDArray[np.bool_]
 
     def of(self, rows: I64) -> Predicted:
         """The predictions of these rows."""
-        return Predicted(self.logit_nA[rows], self.batch_n[rows], self.weights_ms_n[rows])
+        return Predicted(
+            self.logit_nA[rows], self.batch_n[rows], self.weights_ms_n[rows],
+            self.has_vector_n[rows],
+        )  # fmt: skip
 
 
 class PredictionMemory:
@@ -39,13 +44,17 @@ class PredictionMemory:
         """Nothing predicted yet, by `arms` learners side by side."""
         self._held = _empty(0, arms)
 
-    def put(self, slots: I64, logit_nA: NDArray[np.float32], batch: int, weights_ms: int) -> None:
-        """Keep the predictions of slots made by weights of one version."""
+    def put(
+        self, slots: I64, logit_nA: NDArray[np.float32], batch: int, weights_ms: int,
+        has_vector_n: NDArray[np.bool_],
+    ) -> None:  # fmt: skip
+        """Keep predictions of slots, made by weights of one version; shapes as in Predicted."""
         if len(slots) and slots.max() >= len(self._held.batch_n):
             self._grow(2 * int(slots.max()) + 1)
         self._held.logit_nA[slots] = logit_nA
         self._held.batch_n[slots] = batch
         self._held.weights_ms_n[slots] = weights_ms
+        self._held.has_vector_n[slots] = has_vector_n
 
     def get(self, slots: I64) -> Predicted:
         """Predictions of slots, copied out."""
@@ -82,5 +91,6 @@ class PredictionMemory:
 
 def _empty(n: int, arms: int) -> Predicted:
     return Predicted(
-        np.full((n, arms), np.nan, np.float32), np.zeros(n, np.int64), np.zeros(n, np.int64)
-    )
+        np.full((n, arms), np.nan, np.float32), np.zeros(n, np.int64), np.zeros(n, np.int64),
+        np.zeros(n, np.bool_),
+    )  # fmt: skip

@@ -37,7 +37,6 @@ class Predictions:
     labels_nK: NDArray[np.float32]
     predicted: Predicted
     history_len_n: I64
-    has_vector_n: NDArray[np.bool_]
     fields: Mapping[str, I64] = field(default_factory=dict)
     names: Names = None
 

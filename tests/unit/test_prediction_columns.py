@@ -47,11 +47,11 @@ def test_fields_of_text_are_text_again(tmp_path):
     log = PredictionLog(tmp_path, 0)
     n = 3
     phone = int(ints_of_keys(np.array([key_of_str("phone")]))[0])
-    predicted = Predicted(np.zeros((n, 1), np.float32), np.zeros(n, int), np.zeros(n, int))
+    predicted = Predicted(np.zeros((n, 1), np.float32), *(np.zeros(n, t) for t in (int, int, bool)))
     zeros = np.zeros(n, np.int64)
     log.append(Predictions(
         request_n=zeros, item_n=zeros, user_n=zeros, ts_ms_n=zeros, predicted=predicted,
-        labels_nK=np.zeros((n, 1), np.float32), history_len_n=zeros, has_vector_n=zeros > 0,
+        labels_nK=np.zeros((n, 1), np.float32), history_len_n=zeros,
         fields={"device": np.array([phone, MISSING, 7]), "tab": np.arange(n)},
     ))  # fmt: skip
     table = pq.read_table(log.finish(names={phone: "phone"}))
@@ -68,8 +68,10 @@ def test_texts_of_events_and_items_are_remembered(tmp_path):
 
 def test_memory_keeps_what_is_put_and_goes_through_a_snapshot():
     memory = PredictionMemory(2)
-    memory.put(np.array([5, 1]), np.array([[1.0, 2.0], [3.0, 4.0]], np.float32), 7, 1_000)
+    logits = np.array([[1.0, 2.0], [3.0, 4.0]], np.float32)
+    memory.put(np.array([5, 1]), logits, 7, 1_000, np.array([True, False]))
     assert memory.get(np.array([1])).logit_nA.tolist() == [[3.0, 4.0]]
+    assert memory.get(np.array([1, 5])).has_vector_n.tolist() == [False, True]
     assert np.isnan(memory.get(np.array([90])).logit_nA).all()
     other = PredictionMemory(2)
     other.apply({"predicted": memory.export(np.array([1, 5]))})
