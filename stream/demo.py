@@ -26,6 +26,8 @@ from stream.prediction_log import FILE as PREDICTIONS
 from stream.record_log import RecordLog
 
 STALLED_S = 120.0
+# Until its first word a worker compiles its loops: a minute or two of one core.
+STARTING_S = 600.0
 _POLL_S = 0.25
 _COMPARED = ("request_id", "item_id", "user_id", "ts_ms", "label", "logit")
 
@@ -179,9 +181,10 @@ class Demo:
                 raise FaultError(f"the worker ended while {phase}")
             if records + items != last:
                 last, moved = records + items, time.monotonic()
-            if time.monotonic() - moved > STALLED_S:
+            limit_s = STALLED_S if status else STARTING_S
+            if time.monotonic() - moved > limit_s:
                 raise FaultError(
-                    f"{phase}: nothing happened for {STALLED_S:.0f} s; see {self._config.folder}"
+                    f"{phase}: nothing happened for {limit_s:.0f} s; see {self._config.folder}"
                 )
             time.sleep(_POLL_S)
 
