@@ -23,10 +23,18 @@ class Silence:
         self._last_s: dict[TopicPartition, float] = {}
         self._partitions = partitions
         self._looked_s: float | None = None
+        self._begun = False
 
     def heard(self, tp: TopicPartition) -> None:
-        """A record came."""
-        self._last_s[tp] = self._clock()
+        """A record came.
+
+        With the first of all, the others begin to be waited for: they may be on their way.
+        """
+        now = self._clock()
+        if not self._begun:
+            self._last_s = dict.fromkeys(self._partitions, now)
+            self._begun = True
+        self._last_s[tp] = now
         self._looked_s = None
 
     def look(self, lags: Mapping[TopicPartition, int | None]) -> tuple[list[TopicPartition], int]:

@@ -69,6 +69,7 @@ def test_partition_is_silent_only_at_its_end_and_after_a_while():
     now = [0.0]
     other = TopicPartition("clicks", 0)
     silence = Silence([TP, other], 1000, clock=lambda: now[0])
+    silence.heard(TP)
     assert silence.look({TP: 0, other: 0}) == ([], 0)
     now[0] = 1.5
     silence.heard(other)
@@ -91,6 +92,20 @@ def test_time_does_not_go_on_for_a_partition_that_speaks_again():
     silence.heard(TP)
     now[0] = 8.0
     assert silence.look({TP: 0}) == ([TP], 0)
+
+
+def test_a_stream_that_begins_late_gives_each_partition_its_while():
+    now = [0.0]
+    other = TopicPartition("clicks", 0)
+    silence = Silence([TP, other], 1000, clock=lambda: now[0])
+    silence.look({TP: 0, other: 0})
+    now[0] = 60.0  # a worker that waits for its first event
+    silence.heard(TP)
+    assert silence.look({TP: 0, other: 0}) == ([], 0)
+    now[0] = 60.9
+    silence.heard(TP)
+    now[0] = 61.0
+    assert silence.look({TP: 0, other: 0}) == ([other], 0)
 
 
 # Dead letters
