@@ -13,7 +13,7 @@ import hashlib
 import json
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +133,10 @@ class Runs:
     def key(self, arm: Arm, label: str, permutation: int, seed: int) -> str:
         """Of all that decides a run but the code."""
         config = catalog.config_of("id_content", {**arm.options(), "seed": seed})
-        given = [label, permutation, self.early, arm.front, sorted(arm.dropped), repr(config)]
+        # A method that is off is not there: its defaults may change.
+        parts = {f.name: getattr(config, f.name) for f in fields(config)}
+        used = {name: repr(part) for name, part in parts.items() if getattr(part, "on", True)}
+        given = [label, permutation, self.early, arm.front, sorted(arm.dropped), used]
         return _digest(json.dumps([*given, self._made_of]).encode())
 
     def known(self, arm: Arm, label: str, permutation: int, seed: int) -> Mapping[str, Any] | None:
