@@ -6,9 +6,7 @@ ranker sees. Trains nothing.
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from infra.errors import InputError
@@ -16,12 +14,9 @@ from learners.batch import MiniBatch
 from learners.feature_spec import FeatureSpec
 from learners.modules.make_training import ContentSamples
 from learners.onlooker import Onlooker
-from stream.composition import Variation
 from stream.config import Config
 from stream.feature_plan import plan
-from stream.replay.runner import Replay, ReplayConfig
-
-Tell = Callable[[int, int], None]
+from stream.pretraining_past import Tell, known_before_ms, look_through
 
 
 class SampleKeeper(Onlooker):
@@ -62,19 +57,9 @@ def content_samples(
         samples = ContentSamples.of(spec, block=block, rows_max=rows_max)
     except ValueError as error:
         raise InputError(str(error)) from error
-    # A label is known when the longest window is over: an impression of just before the end knows
-    # of clicks after it.
-    before_ms = until_ms - config.window_ms - config.stream.lateness_ms
+    before_ms = known_before_ms(config, until_ms)
     keeper = SampleKeeper(samples, spec, from_ms=from_ms, before_ms=before_ms)
-    config = replace(config, stream=replace(config.stream, predict_at="settle"))
-    with tempfile.TemporaryDirectory() as folder:
-        options = ReplayConfig(
-            logs=tuple(logs),
-            report=Path(folder) / "report",
-            variation=Variation(arms={}, learner=keeper),
-        )
-        result = Replay(config, options).run(on_progress)
-        result.composition.close()
+    look_through(logs, config, keeper, on_progress)
     if not len(samples):
         raise InputError(
             f"no labelled impression from {from_ms} to {before_ms} (UTC milliseconds) in "

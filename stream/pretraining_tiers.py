@@ -6,8 +6,7 @@ sees. Reads no label and fits nothing.
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,14 +20,12 @@ from learners.modules.scopes import Scope, ScopesConfig, cosines_of, scopes_of
 from learners.modules.tiers import count_fine
 from learners.onlooker import Onlooker
 from learners.step_inputs import step_inputs
-from stream.composition import Variation
 from stream.config import Config
 from stream.feature_plan import plan
-from stream.replay.runner import Replay, ReplayConfig
+from stream.pretraining_past import Tell, look_through
 
 FINE = 20_000
 """Tiers of equal width in which cosines are counted: .0001 wide."""
-Tell = Callable[[int, int], None]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -85,12 +82,5 @@ def cosine_counts(
         keeper = CosineKeeper(found, spec, scopes, block=block, until_ms=until_ms)
     except ValueError as error:
         raise InputError(str(error)) from error
-    with tempfile.TemporaryDirectory() as folder:
-        options = ReplayConfig(
-            logs=tuple(logs),
-            report=Path(folder) / "report",
-            variation=Variation(arms={}, learner=keeper),
-        )
-        result = Replay(config, options).run(on_progress)
-        result.composition.close()
+    look_through(logs, config, keeper, on_progress)
     return found

@@ -24,16 +24,26 @@ class Bert:
         }
         self._heads = heads
         self._device = device
-        layers = {name.split(".")[2] for name in self._weights if name.startswith("encoder.layer.")}
-        self._layers = len(layers)
+        numbers = {
+            name.split(".")[2] for name in self._weights if name.startswith("encoder.layer.")
+        }
+        self.layers = len(numbers)
 
     def states(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """The last layer's states [B, T, D]; none attends to places masked False."""
+        return self.through(self.embedded(ids_BT), mask_BT, range(self.layers))
+
+    def embedded(self, ids_BT: Tensor) -> Tensor:
+        """What the first layer reads, [B, T, D]."""
         w = self._weights
         x = w["embeddings.word_embeddings.weight"][ids_BT]
         x = x + w["embeddings.position_embeddings.weight"][: ids_BT.shape[1]]
-        x = self._norm(x + w["embeddings.token_type_embeddings.weight"][0], "embeddings.LayerNorm")
-        for layer in range(self._layers):
+        x = x + w["embeddings.token_type_embeddings.weight"][0]
+        return self._norm(x, "embeddings.LayerNorm")
+
+    def through(self, x: Tensor, mask_BT: Tensor, layers: range) -> Tensor:
+        """What these layers, from 0 on, make of the states before them: [B, T, D]."""
+        for layer in layers:
             at = f"encoder.layer.{layer}."
             attended = self._linear(
                 self._attention(x, mask_BT, f"{at}attention.self."), f"{at}attention.output.dense"

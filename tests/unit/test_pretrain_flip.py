@@ -13,27 +13,19 @@ import pytest
 import torch
 
 from embeddings.encoders.wordpiece import WordPiece
-from embeddings.item_content import ItemContent
-from embeddings.pretrain.flip import FlipConfig, FlipNet, pretrain
-from embeddings.pretrain.flip_rows import TEMPLATE, FlipRows, flip_rows, masked_text
+from embeddings.pretrain.flip import FlipConfig, pretrain
+from embeddings.pretrain.flip_rows import TEMPLATE, flip_rows, masked_text
 from embeddings.vector_file import read_vector_file
 from stream.cli import run
 from stream.codec_write import encode_event, encode_key, item_body
 from stream.record_log import RecordLogWriter
+from tests.support.flip_toy import WIDTH, WORDS, items, net_of, pieces_of_toys, rows_of, tiny_bert
 from tests.support.streams import T0
-
-COLOURS = ("red", "green", "blue", "black", "white", "grey")
-SHAPES = ("ball", "cube", "cone")
-WORDS = [
-    "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ":", ".", ",", "item", "colour", "shape", "a",
-    "toy", "##s", *COLOURS, *SHAPES, "old", "new", "big", "small",
-]  # fmt: skip
-HEADS, WIDTH = 2, 16
 
 
 @pytest.fixture(scope="module")
 def pieces() -> WordPiece:
-    return WordPiece("\n".join(WORDS).encode())
+    return pieces_of_toys()
 
 
 @pytest.fixture(autouse=True)
@@ -43,51 +35,6 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def items(n: int = 36) -> list[ItemContent]:
-    """Colour and shape are functions of the item's number; the text says a few words more."""
-    return [
-        ItemContent(
-            item_id=i, ts_ms=i, title=f"{WORDS[-4 + i % 2]} {WORDS[-2 + i // 2 % 2]} toys",
-            attributes={"colour": COLOURS[i % 6], "shape": [SHAPES[i // 6 % 3]], "rank": i},
-        )
-        for i in range(n)
-    ]  # fmt: skip
-
-
-def rows_of(pieces: WordPiece, n: int = 36) -> FlipRows:
-    return flip_rows(items(n), ("colour", "shape"), pieces, 32)
-
-
-def tiny_bert(seed: int = 0) -> dict[str, torch.Tensor]:
-    """Weights of a BERT of two layers."""
-    torch.manual_seed(seed)
-    shapes = {"attention.self.query": (16, 16), "attention.self.key": (16, 16),
-              "attention.self.value": (16, 16), "attention.output.dense": (16, 16),
-              "intermediate.dense": (32, 16), "output.dense": (16, 32)}  # fmt: skip
-    weights = {
-        "embeddings.word_embeddings.weight": torch.randn(len(WORDS), WIDTH) * 0.3,
-        "embeddings.position_embeddings.weight": torch.randn(64, WIDTH) * 0.1,
-        "embeddings.token_type_embeddings.weight": torch.zeros(2, WIDTH),
-        "pooler.dense.weight": torch.zeros(WIDTH, WIDTH),
-    }
-    norms = ["embeddings.LayerNorm"]
-    for layer in range(2):
-        at = f"encoder.layer.{layer}."
-        norms += [f"{at}attention.output.LayerNorm", f"{at}output.LayerNorm"]
-        for name, shape in shapes.items():
-            weights[f"{at}{name}.weight"] = torch.randn(shape) * 0.2
-            weights[f"{at}{name}.bias"] = torch.zeros(shape[0])
-    for name in norms:
-        weights |= {f"{name}.weight": torch.ones(WIDTH), f"{name}.bias": torch.zeros(WIDTH)}
-    return weights
-
-
-def net_of(rows: FlipRows, pieces: WordPiece, **options: object) -> FlipNet:
-    torch.manual_seed(3)
-    config = FlipConfig(**{"width": 24, "value_width": 8, "batch": 12, **options})
-    return FlipNet(tiny_bert(), HEADS, rows, pieces.mask, config)
 
 
 def test_text_of_an_item(pieces):
