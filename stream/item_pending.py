@@ -19,6 +19,14 @@ _BYTES_PER_UPDATE = 400
 """What Python takes for one waiting update besides its value."""
 
 
+class Place(NamedTuple):
+    """Where on the topic an update stands."""
+
+    partition: int
+    offset: int
+    event_index: int
+
+
 class ItemUpdate(NamedTuple):
     """One upsert, or a deletion (`value` None), of the item-vectors topic.
 
@@ -31,6 +39,20 @@ class ItemUpdate(NamedTuple):
     ts_ms: int
     item_key: int
     value: bytes | None
+
+    @property
+    def place(self) -> Place:
+        """Where it stands."""
+        return Place(self.partition, self.offset, self.event_index)
+
+
+class LateUpdate(NamedTuple):
+    """An update that came after its time: it counts from the first boundary behind `after_ms`."""
+
+    partition: int
+    offset: int
+    event_index: int
+    after_ms: int
 
 
 class ItemPosition(NamedTuple):
@@ -79,7 +101,8 @@ class PendingItems:
 
     A partition's clock is the running maximum of its `ts_ms`. Unlike those of impressions and
     clicks it may jump: a catalogue that is updated once a day has gaps of a day, and a clock that
-    lagged behind them would show updates before their time.
+    lagged behind them would show updates before their time. The key of a late update is that of
+    the boundary which it missed.
     """
 
     def __init__(self, positions: Mapping[int, ItemPosition]) -> None:
@@ -107,16 +130,22 @@ class PendingItems:
             source_id, update.offset, update.event_index + 1
         )
 
-    def hold(self, source_id: str, update: ItemUpdate) -> bool:
-        """Takes the update; True when it is late: a boundary has passed its key already."""
+    def hold(
+        self, source_id: str, update: ItemUpdate, after_ms: int = NEVER_MS
+    ) -> LateUpdate | None:
+        """Takes the update, and tells what became of a late one: a boundary has passed its key.
+
+        `after_ms`: the boundary that it missed in the run which is followed here.
+        """
         self.skip(source_id, update)
         clock_ms = max(self._clocks.get(update.partition, NEVER_MS), update.ts_ms)
         self._clocks[update.partition] = clock_ms
-        entry = _Waiting(clock_ms, update.partition, self._sequence, source_id, update)
+        key_ms = max(clock_ms, self._boundary_ms, after_ms)
+        entry = _Waiting(key_ms, update.partition, self._sequence, source_id, update)
         heapq.heappush(self._waiting, entry)
         self._sequence += 1
         self.nbytes += _nbytes(update)
-        return clock_ms < self._boundary_ms
+        return LateUpdate(*update.place, key_ms) if key_ms > clock_ms else None
 
     def pop_due(self, clock_ms: int, rows_max: int) -> list[tuple[str, ItemUpdate]]:
         """Up to `rows_max` updates with keys below `clock_ms`, in key order, with their sources."""

@@ -5,7 +5,7 @@ Encodes nothing, reads no topic, and never holds back the watermark.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +19,14 @@ from embeddings.vectors import VectorStore
 from infra.state import Part
 from stream.codec_spec import Source
 from stream.item_attributes import AttributeFields
-from stream.item_pending import ItemPosition, ItemUpdate, PendingItems
+from stream.item_pending import (
+    NEVER_MS,
+    ItemPosition,
+    ItemUpdate,
+    LateUpdate,
+    PendingItems,
+    Place,
+)
 from stream.keys import key_of
 
 I64 = NDArray[np.int64]
@@ -95,6 +102,9 @@ class ItemTable:
         self._fields = AttributeFields(attributes)
         self._cache = VectorCache(store, cache, self._fields)
         self._pending = PendingItems(_stored_positions(store, config.topic))
+        self._late: Mapping[Place, int] = {}
+        self.note_late: Callable[[LateUpdate], object] = lambda _late: None
+        """Is told of each late update."""
         self.counts = ItemCounts()
         self.version = 0
         """Grows whenever applied updates changed anything."""
@@ -144,8 +154,16 @@ class ItemTable:
                 self.counts.rejected += 1
                 self._pending.skip(source_id, update)
                 continue
-            self.counts.late += self._pending.hold(source_id, update)
+            after_ms = self._late.get(update.place, NEVER_MS)
+            late = self._pending.hold(source_id, update, after_ms)
+            if late is not None:
+                self.counts.late += 1
+                self.note_late(late)
         return refused
+
+    def follow(self, late: Mapping[Place, int]) -> None:
+        """Let updates at these places count only behind the boundaries that they once missed."""
+        self._late = late
 
     def skip(self, source_id: str, update: ItemUpdate) -> None:
         """Move on past an update that is not for this table; the table's clocks stay."""

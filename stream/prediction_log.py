@@ -6,19 +6,16 @@ the predictions of its snapshot: later parts are dropped.
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from infra.errors import InputError
 from stream.predictions import MISSING, Predictions
+from stream.table_parts import TableParts
 
 FILE = "predictions.parquet"
 _PARTS = "predictions.parts"
@@ -34,17 +31,11 @@ class PredictionLog:
 
         Logits of several `arms` are columns `logit.NAME`; without them there is one, `logit`.
         """
-        self._folder, self._parts = folder, folder / _PARTS
+        self._parts = TableParts(folder, _PARTS)
         self._column, self._arms = trained_column, tuple(arms)
         self._waiting: list[Predictions] = []
         self._rows_waiting = 0
-        self._names: list[str] = []
-        self._epoch = 0
         self.rows = 0
-        try:
-            self._parts.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"report directory '{folder}': cannot be written ({error})") from error
 
     def append(self, predictions: Predictions) -> None:
         """Keep rows; full parts are written."""
@@ -57,40 +48,17 @@ class PredictionLog:
     def flush(self) -> list[str]:
         """Write what waits as a part, durably; the names of the parts so far."""
         if self._waiting:
-            path = self._parts / f"{self._epoch:06d}-{len(self._names):08d}.parquet"
-            pq.write_table(self._table(), path.with_suffix(".tmp"))
-            with path.with_suffix(".tmp").open("rb") as file:
-                os.fsync(file.fileno())
-            path.with_suffix(".tmp").rename(path)
-            folder = os.open(self._parts, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-            self._names.append(path.name)
+            self._parts.write(self._table())
             self._waiting.clear()
             self._rows_waiting = 0
-        return list(self._names)
+        return list(self._parts.names)
 
     def begin(self, epoch: int, parts: Sequence[str]) -> None:
         """Continue behind the parts that a snapshot counts, and drop all others.
 
-        Parts are named by `epoch`: an earlier owner that wakes up again writes beside the point.
         Raises InputError where a part is missing.
         """
-        self._epoch, self._names = epoch, list(parts)
-        self.rows = 0
-        for name in self._names:
-            path = self._parts / name
-            if not path.exists():
-                raise InputError(
-                    f"report directory '{self._folder}': part {name} of {len(parts)} is missing; "
-                    "resume with the directory that the snapshot was taken with"
-                )
-            self.rows += pq.read_metadata(path).num_rows
-        for path in self._parts.iterdir():
-            if path.name not in self._names:
-                path.unlink()
+        self.rows = self._parts.begin(epoch, parts)
 
     def finish(self, *, keep_parts: bool = False, names: Mapping[int, str] | None = None) -> Path:
         """Join the parts to `predictions.parquet`, atomically; its path.
@@ -99,15 +67,12 @@ class PredictionLog:
         written as text.
         """
         self.flush()
-        tables = [pq.read_table(self._parts / name) for name in self._names]
+        tables = self._parts.read()
         text = any(pa.types.is_string(t.schema.field("item_id").type) for t in tables)
         joined = pa.concat_tables([_as_text(t) if text else t for t in tables] or [self._table()])
-        joined = _named(joined, names or {})
-        path = self._folder / FILE
-        pq.write_table(joined, path.with_suffix(".tmp"))
-        path.with_suffix(".tmp").rename(path)
+        path = self._parts.publish(_named(joined, names or {}), FILE)
         if not keep_parts:
-            shutil.rmtree(self._parts)
+            self._parts.remove()
         return path
 
     def _table(self) -> pa.Table:

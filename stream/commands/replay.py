@@ -152,6 +152,8 @@ def _warn_of_foresight(config: Config, from_ms: int | None) -> None:
 @click.option("--resume", is_flag=True, help="Continue from the newest snapshot in REPORT.")
 @click.option("--new-log", is_flag=True,
               help="With --resume: keep model and user state for another log.")  # fmt: skip
+@click.option("--late-vectors", metavar="FOLDER", type=click.Path(path_type=Path),
+              help="Of the recorded worker: item vectors count as late as there.")  # fmt: skip
 def command(  # one parameter an option
     *,
     logs: tuple[Path, ...],
@@ -164,6 +166,7 @@ def command(  # one parameter an option
     snapshot_every: int,
     resume: bool,
     new_log: bool,
+    late_vectors: Path | None,
 ) -> None:
     """Replay record LOGS, one after the other, and report how well the model predicted."""
     config = load_config(config_file, overrides)
@@ -179,8 +182,9 @@ def command(  # one parameter an option
             merged | {"snapshot": merged["snapshot"] | {"every_samples": snapshot_every}},
         )
     options = ReplayConfig(
-        logs=logs, report=report, snapshot_every=snapshot_every, resume=resume, new_log=new_log
-    )
+        logs=logs, report=report, snapshot_every=snapshot_every, resume=resume, new_log=new_log,
+        late_vectors=late_vectors,
+    )  # fmt: skip
     replay = Replay(config, options)
     for damage in replay.restored.damaged:
         click.echo(f"damaged {damage}; an earlier one is used", err=True)

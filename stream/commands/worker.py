@@ -17,7 +17,11 @@ from stream.commands.kafka_options import kafka_options
               help="Folder of this group's snapshots, shared by its standbys.")  # fmt: skip
 @click.option("--new-log", is_flag=True,
               help="Keep model and user state, begin at the start of another log.")  # fmt: skip
-@click.option("--predictions", is_flag=True, help="Keep all predictions in the folder as well.")
+@click.option(
+    "--predictions",
+    is_flag=True,
+    help="Keep all predictions in the folder, and which item vectors came late.",
+)
 @click.option("--status", "status_file", type=click.Path(path_type=Path, dir_okay=False),
               help="Write here about once a second what the worker does, as JSON.")  # fmt: skip
 @click.option("--role", help="Not built: the worker joins and trains in one process.")

@@ -24,6 +24,7 @@ from stream.composition import Composition, compose, next_store_path
 from stream.config import Config
 from stream.item_pending import ItemPosition, earliest
 from stream.kafka.contract import MakeEngine
+from stream.late_vectors import LateVectorLog
 from stream.metrics import PipelineProbe
 from stream.pipeline import PipelineReport
 from stream.positions import Position
@@ -32,6 +33,7 @@ from stream.records import RecordBatch, TopicPartition
 from stream.replay.report import counts_of
 
 _VECTORS = "vectors"
+_PREDICTION_PARTS, _LATE_PARTS = "prediction_parts", "late_vector_parts"
 _LATENCIES_MAX = 10_000
 
 
@@ -54,17 +56,42 @@ class Latency:
         return {f"p{q}": float(np.percentile(latency, q)) for q in (50, 99)}
 
 
+class RunLog:
+    """What a replay of the run's record is compared with, and what it needs to be equal."""
+
+    def __init__(self, folder: Path, trained_column: int) -> None:
+        self.predictions = PredictionLog(folder, trained_column)
+        self.late = LateVectorLog(folder)
+
+    def flush(self) -> dict[str, list[str]]:
+        """Make all durable; the names of the parts, as a snapshot holds them."""
+        return {_PREDICTION_PARTS: self.predictions.flush(), _LATE_PARTS: self.late.flush()}
+
+    def begin(self, epoch: int, meta: Mapping[str, Any]) -> None:
+        """Continue behind the parts of a snapshot; raises InputError where one is missing."""
+        self.predictions.begin(epoch, meta.get(_PREDICTION_PARTS, []))
+        self.late.begin(epoch, meta.get(_LATE_PARTS, []))
+
+    def finish(self) -> None:
+        """Write all so far as files; a later run goes on behind them."""
+        self.predictions.finish(keep_parts=True)
+        self.late.finish()
+
+
 class LivePipeline:
-    """`contract.Pipeline` over the composed pipeline, with a prediction log where one is wanted."""
+    """`contract.Pipeline` over the composed pipeline, with a run log where one is wanted."""
 
     def __init__(
         self,
         composition: Composition,
-        log: PredictionLog | None,
+        log: RunLog | None,
         clock: Clock,
         probe: PipelineProbe,
     ) -> None:
         self._composition, self._log, self._clock = composition, log, clock
+        if log is not None:
+            for table in composition.pipeline.tables:
+                table.note_late = log.late.append
         self._probe = probe
         self._pipeline = composition.pipeline
         self._intake = composition.intake()
@@ -114,14 +141,14 @@ class LivePipeline:
         """Where reading them continues."""
         return earliest([table.next_positions() for table in self._pipeline.tables])
 
-    def flush_predictions(self) -> list[str] | None:
-        """Make the prediction log durable; the names of its parts, None without a log."""
-        return None if self._log is None else self._log.flush()
+    def flush_log(self) -> dict[str, list[str]]:
+        """Make the run log durable; what a snapshot must say of it."""
+        return {} if self._log is None else self._log.flush()
 
-    def join_predictions(self) -> None:
-        """Write all predictions so far as one file; a later run goes on behind them."""
+    def join_log(self) -> None:
+        """Write all of the run log so far as files; a later run goes on behind them."""
         if self._log is not None:
-            self._log.finish(keep_parts=True)
+            self._log.finish()
 
     def status(self) -> dict[str, Any]:
         """Counts of the report, progressive metrics, latencies; telemetry is told as well."""
@@ -132,6 +159,7 @@ class LivePipeline:
         return {
             **({} if share is None else {"present_version_share": share}),
             **counts_of(self._pipeline),
+            "learner": dict(self._pipeline.learner.counts()),
             "clock_ms": clock_ms,
             "waiting_items": sum(table.pending for table in self._pipeline.tables),
             "metrics": self._pipeline.metrics.scores(),
@@ -146,7 +174,7 @@ class LivePipeline:
             self._probe.updated(latency_ms)
         if self._log is not None:
             for predictions in report.predictions:
-                self._log.append(predictions)
+                self._log.predictions.append(predictions)
         return report
 
 
@@ -176,8 +204,7 @@ class LiveCheckpoints:
 
     def take(self) -> None:
         """Copy the state; another thread writes it."""
-        parts = self._pipeline.flush_predictions()
-        extra = {} if parts is None else {"prediction_parts": parts}
+        extra = self._pipeline.flush_log()
         began = time.monotonic()
         if self._checkpointer.take(self._composition, extra):
             self._taken_s = began
@@ -204,7 +231,7 @@ class LiveCheckpoints:
         positions = self.durable()
         if positions is None:
             raise FaultError("the final snapshot did not become durable")
-        self._pipeline.join_predictions()
+        self._pipeline.join_log()
         return positions
 
     def close(self) -> None:
@@ -236,8 +263,8 @@ def engine_maker(
     """A function that claims an epoch below `folder`/snapshots and restores the newest snapshot.
 
     Item vectors are kept in a directory of their own below `folder`/vectors for as long as the
-    engine lives: an owner that was paused may still hold its one. `predictions` keeps a prediction
-    log in `folder`. `note` is told what a person should know, such as damaged snapshots.
+    engine lives: an owner that was paused may still hold its one. `predictions` keeps a run log in
+    `folder`. `note` is told what a person should know, such as damaged snapshots.
     `telemetry` is measured into by whoever owns the engine; who made it closes it.
     """
 
@@ -252,7 +279,7 @@ def engine_maker(
         vectors.parent.mkdir(parents=True, exist_ok=True)
         notes = checkpointer.prepare_vectors(found.ref, vectors)
         composition = compose(config, vectors, span=probe.span)
-        log = PredictionLog(folder, composition.plan.spec.trained_column) if predictions else None
+        log = RunLog(folder, composition.plan.spec.trained_column) if predictions else None
         found = checkpointer.restore(
             Restored(ref=found.ref, meta=found.meta, damaged=found.damaged, notes=notes),
             composition,
@@ -263,7 +290,7 @@ def engine_maker(
             note(line)
         checkpointer.claim(found.ref)
         if log is not None:
-            log.begin(checkpointer.epoch, found.meta.get("prediction_parts", []))
+            log.begin(checkpointer.epoch, found.meta)
         pipeline = LivePipeline(composition, log, clock or SystemClock(), probe)
 
         probe.recovered(time.monotonic() - began)

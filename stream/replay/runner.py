@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from infra.errors import InputError
 from stream.checkpoint import Checkpointer, Restored
 from stream.composition import Composition, Variation, compose, next_store_path
 from stream.config import Config
+from stream.item_pending import Place
+from stream.late_vectors import read_late_vectors
 from stream.pipeline import PipelineReport
 from stream.positions import Position, record_hash
 from stream.prediction_log import PredictionLog
@@ -39,6 +41,8 @@ class ReplayConfig:
     new_log: bool = False
     chunk_records: int = 0
     """Records of one call of the pipeline; 0: about 2 MiB of them. Results do not depend on it."""
+    late_vectors: Path | None = None
+    """When a live worker got the log's item vectors, where that was late; see `late_vectors`."""
     variation: Variation | None = None
     """Several learners side by side, or permuted content; then there are no snapshots."""
 
@@ -94,7 +98,13 @@ class Replay:
                 self._checkpoints.check(found, config)  # before the store, which tells less
             notes = self._checkpoints.prepare_vectors(found.ref, vectors)
             found = Restored(ref=found.ref, meta=found.meta, damaged=found.damaged, notes=notes)
+        late = None
+        if options.late_vectors is not None:
+            late = read_late_vectors(options.late_vectors)
+            _check_late(late, self._logs, config.topics.item_vectors)
         self._composition = compose(config, vectors, variation=options.variation)
+        for table in self._composition.pipeline.tables:
+            table.follow(late or {})
         try:
             self.restored = self._restore(found)
         except BaseException:
@@ -295,6 +305,23 @@ def _check_partitions(logs: Sequence[RecordLog], config: Config) -> None:
                     f"record log {log.path}: has no topic '{topic}', only {sorted(have)}; "
                     "set topics.impressions and topics.clicks"
                 )
+
+
+def _check_late(late: Mapping[Place, int], logs: Sequence[RecordLog], topic: str) -> None:
+    """The log must be the record of the worker whose late vectors are followed."""
+    if len(logs) != 1 or topic not in logs[0].partitions:
+        raise InputError(
+            f"--late-vectors: needs one log, and the topic '{topic}' in it: the record of the "
+            "worker's broker (`millrace record`)"
+        )
+    ends = logs[0].last_offsets()
+    for place in late:
+        tp = TopicPartition(topic, place.partition)
+        if place.offset > ends.get(tp, -1):
+            raise InputError(
+                f"record log {logs[0].path}: {topic}/{place.partition} ends before offset "
+                f"{place.offset}, which came late; record again, to a later end"
+            )
 
 
 def _check_positions(log: RecordLog, positions: Sequence[Position]) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from embeddings.vector_cache import VectorCacheConfig
 from embeddings.vector_codec import encode_item_vector
 from embeddings.vectors import MemoryVectorStore
-from stream.item_pending import ItemUpdate
+from stream.item_pending import ItemUpdate, LateUpdate, Place
 from stream.items import ItemTable, ItemTableConfig
 from stream.keys import key_of, keys_of_ints
 from tests.support.examples import examples
@@ -103,9 +103,36 @@ def test_late_updates_change_when_but_never_what(all_events, random):
         clocks[update.partition] = max(clocks[update.partition], update.ts_ms - T0)
         late += clocks[update.partition] < passed
         table.offer("s", [update])
-    table.apply_until(T0 + BOUNDARIES[-1])
+    table.apply_until(T0 + BOUNDARIES[-1] + 1)
     assert table.counts.late == late
     assert table.pending == 0
     one_partition_items = len({(i, p) for p, es in enumerate(all_events) for i, _, _ in es})
     if one_partition_items == len({i for es in all_events for i, _, _ in es}):
         assert seen(table) == oracle(all_events, BOUNDARIES[-1])
+
+
+@examples(60)
+@given(partitions, st.randoms(use_true_random=False))
+def test_who_follows_late_updates_sees_the_same_at_every_boundary(all_events, random):
+    """A run whose updates come when they come, then one that has all of them at once."""
+    queues = [list(updates_of(p, events)) for p, events in enumerate(all_events)]
+    live, followed = (table_of(MemoryVectorStore("e"), 100) for _ in range(2))
+    late: list[LateUpdate] = []
+    live.note_late = late.append
+    shown = []
+    for boundary in BOUNDARIES:
+        for queue in queues:
+            n = random.randint(0, len(queue))
+            live.offer("s", queue[:n])
+            del queue[:n]
+        live.apply_until(T0 + boundary)
+        shown.append(seen(live))
+    for queue in queues:
+        live.offer("s", queue)  # too late for any
+    followed.follow({Place(*one[:3]): one.after_ms for one in late})
+    for partition, events in enumerate(all_events):
+        followed.offer("s", list(updates_of(partition, events)))
+    assert followed.counts.late == live.counts.late == len(late)
+    for boundary, expected in zip(BOUNDARIES, shown, strict=True):
+        followed.apply_until(T0 + boundary)
+        assert seen(followed) == expected

@@ -10,7 +10,7 @@ from embeddings.vector_codec import BadVector, encode_item_vector
 from embeddings.vector_store import RocksVectorStore, RocksVectorStoreConfig, restore_checkpoint
 from embeddings.vectors import NO_KEYS, MemoryVectorStore
 from stream.codec_spec import DenseSource, IdSource, MultiSource
-from stream.item_pending import ItemPosition, ItemUpdate
+from stream.item_pending import ItemPosition, ItemUpdate, LateUpdate
 from stream.items import ItemTable, ItemTableConfig, update_of_value
 from stream.keys import key_of, keys_of_ints, salt_of, salted
 
@@ -86,11 +86,13 @@ def test_a_partition_keeps_its_own_order_even_where_times_fall():
 
 def test_late_updates_are_counted_and_applied_at_the_next_boundary():
     table = table_of()
+    late = []
+    table.note_late = late.append
     table.apply_until(T0 + 100)
-    table.offer("s", [update(1, 5, T0), update(2, 6, T0 + 100, offset=1)])
-    assert table.counts.late == 1
+    table.offer("s", [update(1, 5, T0), update(2, 6, T0 + 200, offset=1)])
+    assert (table.counts.late, late) == (1, [LateUpdate(0, 0, 0, T0 + 100)])
     assert numbers(table, 1) == [0]
-    assert table.apply_until(T0 + 100) == 1
+    assert table.apply_until(T0 + 101) == 1
     assert numbers(table, 1, 2) == [5, 0]
 
 
