@@ -205,5 +205,9 @@ def test_command_says_what_is_missing(log, tmp_path, capsys):
     given = ["pretrain", "flip", str(log), "--out", out, "--attribute", "colour", "--until"]
     assert run([*given, str(T0)]) == 2
     assert "FLIP needs two or more" in capsys.readouterr().err
+    assert run([*given, str(T0 + 1_000), "--items-until", str(T0)]) == 2
+    assert "--items-until" in capsys.readouterr().err
+    assert run([*given, str(T0), "--items-until", str(T0 + 1_000), "--fine-tune-epochs", "-1"]) == 2
+    assert "expected 0 or more" in capsys.readouterr().err
     assert run([*given, str(T0 + 1_000), "--tokens-max", "8"]) == 2
     assert "expected 32 to 512" in capsys.readouterr().err
