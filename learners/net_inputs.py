@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -54,6 +54,8 @@ class RankerNet(nn.Module):
     """Whether it can read the vectors of an incoming encoder version."""
     incoming_on: Sequence[tuple[str, Module]] = ()
     """The modules that read item vectors once more, for the incoming encoder version."""
+    own_losses: Mapping[str, Tensor] = {}
+    """Of the last learn step, by module: its own loss a row, as weighted; no state, for people."""
 
     def forward(self, x: NetInputs) -> Tensor:
         """Residual logits, float32 [B]."""

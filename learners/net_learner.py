@@ -359,3 +359,7 @@ class NetLearner:
         for name, module in self.net.modules_on:
             counts |= {f"{name}_{k}": v for k, v in module.counts().items()}
         return counts
+
+    def method_losses(self) -> Mapping[str, float]:
+        """Own loss a row of each module that has one, in the last learn step of this process."""
+        return {name: float(loss) for name, loss in self.net.own_losses.items()}

@@ -28,6 +28,8 @@ LABEL = "ranker.label"
 PHASE = "ranker.phase"
 TABLE = "ranker.table"
 WINDOW = "ranker.window"
+METHOD = "ranker.method"
+AGE = "ranker.age"
 EVENT_COUNT = "ranker.event.count"
 EXAMPLE_COUNT = "ranker.example.count"
 
@@ -140,6 +142,46 @@ CACHE_LOOKUPS = _row(
 CACHE_MISSES = _row(
     "ranker.state.cache.misses", "counter", "{lookup}", "Item vectors that were not in the cache."
 )
+VERSION_SHARE = _row(
+    "ranker.items.version.share", "gauge", "{score}",
+    "What the present encoder version counts while another one comes in.", use="query",
+)  # fmt: skip
+CONTENT = _row(
+    "ranker.content.examples", "counter", "{example}",
+    "Samples by whether their item had a vector when they were predicted.", OUTCOME,
+)  # fmt: skip
+METHOD_LOSS = _row(
+    "ranker.method.loss", "gauge", "{score}",
+    "A method's own loss a sample, as weighted, in the last learn step.", METHOD,
+)  # fmt: skip
+MAKE_RELEASES = _row(
+    "ranker.make.releases", "gauge", "{release}", "Releases of MAKE's extractor.", OUTCOME
+)
+MAKE_TRIAL = _row(
+    "ranker.make.trial.examples", "gauge", "{example}", "Samples that judged the release on trial."
+)
+MAKE_DIFFERENCE = _row(
+    "ranker.make.trial.difference", "gauge", "{score}",
+    "Mean log loss with the release on trial less that with the one before, nats.",
+)  # fmt: skip
+MAKE_WITHIN = _row(
+    "ranker.make.within_window", "counter", "{example}",
+    "Samples of a time that the first release has seen: it adds nothing to them.", use="query",
+)  # fmt: skip
+MAKE_REPLAYED = _row(
+    "ranker.make.replayed", "counter", "{example}", "Samples that MAKE's extractor saw again."
+)
+EM3_MEMORY = _row(
+    "ranker.em3.memory.items", "gauge", "{item}", "Items with a vector in EM3's memory."
+)
+EM3_COSINE = _row(
+    "ranker.em3.memory.cosine", "gauge", "{score}",
+    "Mean cosine of a vector of EM3's memory and the one that takes its place, by the old one's "
+    "age: 1 where nothing was stale.", AGE,
+)  # fmt: skip
+FLIP_VOCABULARY = _row(
+    "ranker.flip.vocabulary", "gauge", "{row}", "Ids with an output row in FLIP's tabular model."
+)
 EMBED_ITEMS = _row(
     "ranker.embed.items", "counter", "{item}", "Item events by what became of them.", OUTCOME
 )
@@ -179,6 +221,8 @@ TABLE_OF_METRICS: tuple[Row, ...] = (
     CONSUMED, PROCESS, EVENTS, REJECTED, LAG, POSITION, SETTLE_TO_UPDATE, WATERMARK, IDLE_ADVANCES,
     SNAPSHOT_DONE, SNAPSHOT, RECOVERY, IMPRESSIONS, CLICKS, OPEN, DUPLICATES, EXAMPLES, NONFINITE,
     STEP, ROWS, ADMISSIONS, EVICTIONS, ITEM_UPDATES, ITEMS_WAITING, CACHE_LOOKUPS, CACHE_MISSES,
+    VERSION_SHARE, CONTENT, METHOD_LOSS, MAKE_RELEASES, MAKE_TRIAL, MAKE_DIFFERENCE, MAKE_WITHIN,
+    MAKE_REPLAYED, EM3_MEMORY, EM3_COSINE, FLIP_VOCABULARY,
     EMBED_ITEMS, EMBED_REFUSED, EMBED_LATENCY, EMBED_BATCH, EMBED_BATCH_ITEMS, EMBED_WAITING,
     LOG_LOSS, NORMALIZED_ENTROPY, AUC, CALIBRATION, POSITIVE_RATE,
 )  # fmt: skip

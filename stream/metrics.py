@@ -10,10 +10,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+import numpy as np
+
 from infra.telemetry import NO_TELEMETRY, Telemetry, Value
 from stream import kernels as k
 from stream import metric_table as t
 from stream.items import ItemTable
+from stream.method_metrics import publish_methods
 from stream.pipeline import OnlinePipeline, PipelineReport, Span, no_span
 from stream.records import RecordBatch, TopicPartition
 
@@ -69,7 +72,15 @@ class PipelineProbe:
         )
         for batch in batches:
             self._to.count(t.CONSUMED.name, len(batch), _place(batch.tp))
+        self._contents(report)
         return report
+
+    def _contents(self, report: PipelineReport) -> None:
+        for predictions in report.predictions:
+            found = int(np.count_nonzero(predictions.predicted.has_vector_n))
+            missing = len(predictions) - found
+            for outcome, n in (("vector", found), ("no_vector", missing)):
+                self._to.count(t.CONTENT.name, n, {t.OUTCOME: outcome})
 
     def updated(self, latency_ms: float) -> None:
         """Samples settled and were learned, so long after their records were sent."""
@@ -102,6 +113,9 @@ class PipelineProbe:
         self._join(pipeline)
         self._learner(pipeline)
         self._items(pipeline.items)
+        if len(pipeline.tables) > 1:
+            share = getattr(pipeline.learner, "present_share", 1.0)
+            self._to.gauge(t.VERSION_SHARE.name, share)
         for window, recent in (("all", False), ("recent", True)):
             for name, score in pipeline.metrics.scores(recent=recent).items():
                 if score is not None and name in t.QUALITY:
@@ -144,6 +158,7 @@ class PipelineProbe:
                     self._to.gauge(t.ROWS.name, n, {t.TABLE: table})
                 else:
                     self._to.total(_IDS_ROWS[what].name, n, {t.TABLE: table})
+        publish_methods(self._to, pipeline.learner, counts)
 
     def _items(self, items: ItemTable) -> None:
         for outcome in ("applied", "late", "rejected"):

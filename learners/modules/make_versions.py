@@ -184,10 +184,16 @@ class Versions(Kept):
         self.refused = int(meta["refused"])
 
     def counts(self) -> Mapping[str, int]:
-        """`refused`: learned rows within the first release's window."""
+        """`refused`: learned rows within the first release's window.
+
+        `trial_rows`, `trial_micronats`: rows that judge the release on trial, and the mean of their
+        losses with it less those with the one before, in 1e-6 nats; both 0 where none is.
+        """
         if not self.releases:
             return {}
+        rows, total, _ = self.sums if self.trial >= 0 else (0, 0.0, 0.0)
         return {
             "releases": len(self.releases), "reverted": int(self.reverted.sum()),
-            "refused": self.refused,
+            "passed": int(self.passed.sum()), "refused": self.refused,
+            "trial_rows": rows, "trial_micronats": round(1e6 * total / rows) if rows else 0,
         }  # fmt: skip

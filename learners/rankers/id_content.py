@@ -105,6 +105,12 @@ class IdContentNet(RankerNet):
 
     def _with_modules(self, x: NetInputs, *, learning: bool) -> tuple[Tensor, Tensor | None]:
         additions = [module(x, learning=learning) for module in self.methods.values()]
+        if learning:
+            self.own_losses = {
+                name: a.loss.detach() / max(x.step.learnable, 1)
+                for (name, _), a in zip(self.modules_on, additions, strict=True)
+                if a.loss is not None
+            }
         if self.incoming is not None and x.incoming is not None:
             additions = [
                 faded(addition, x.present_share) if module.reads_vectors else addition

@@ -139,6 +139,7 @@ def engine(scratch: Path, plugin: Path) -> Iterator[dict[str, str]]:
             "DOCKER_CONFIG": str(scratch / "config"), "COMPOSE_PROJECT_NAME": PROJECT,
             "PYTHON_IMAGE": PYTHON_IMAGE, "KAFKA_IMAGE": KAFKA_IMAGE, "TORCH": "cpu",
             "MILLRACE_IMAGE": MILLRACE_IMAGE, "KAFKA_PORT": str(free_port()),
+            "MILLRACE_CONFIG": "default+best",
         }  # fmt: skip
     finally:
         daemon.terminate()
@@ -265,6 +266,8 @@ def try_services(docker: str, env: dict[str, str]) -> None:
             time.sleep(2)
         metrics = status()["pipeline"]["metrics"]
         say(f"{samples:,} samples learned after {time.monotonic() - began:.0f} s: {metrics}")
+        learner = status()["pipeline"]["learner"]
+        assert learner["make_steps"] == learner["steps"], f"the method does not learn: {learner}"
         compose("stop", "worker")
         code = run(
             docker, "inspect", "-f", "{{.State.ExitCode}}", f"{PROJECT}-worker-1", env=env

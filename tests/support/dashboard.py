@@ -179,6 +179,32 @@ def _quality() -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
+def _methods() -> list[dict[str, Any]]:
+    missing = rate(t.CONTENT, where=(f'{label(t.OUTCOME)}="no_vector"',))
+    return [
+        panel("Samples whose item had no vector", "percentunit",
+              (f"{missing} / {rate(t.CONTENT)}", "no vector"),
+              text="At their prediction. Such rows get nothing from content."),
+        panel("Own loss of a method", "short",
+              (f"max by ({label(t.METHOD)}) ({series(t.METHOD_LOSS)})", _of(t.METHOD)),
+              text="A sample, as weighted, in the last step."),
+        panel("MAKE: releases", "short",
+              (f"max by ({label(t.OUTCOME)}) ({series(t.MAKE_RELEASES)})", _of(t.OUTCOME)),
+              text="reverted: the guard found that the release did harm."),
+        panel("MAKE: the release on trial", "short",
+              (f"max ({series(t.MAKE_DIFFERENCE)})", "log loss less the one before"),
+              text="Above 0 it does harm; the guard reverts it when that is sure."),
+        panel("MAKE: samples", "short", (f"max ({series(t.MAKE_TRIAL)})", "of the trial"),
+              (rate(t.MAKE_REPLAYED), "replayed per second")),
+        panel("EM3: age of the memory", "short",
+              (f"max by ({label(t.AGE)}) ({series(t.EM3_COSINE)})", f"replaced: {_of(t.AGE)}"),
+              text="Cosine of a vector and the one that replaces it; below 1: old ones mislead."),
+        panel("Items in memories of methods", "short",
+              (f"max ({series(t.EM3_MEMORY)})", "EM3: memory"),
+              (f"max ({series(t.FLIP_VOCABULARY)})", "FLIP: ids with an output row")),
+    ]  # fmt: skip
+
+
 def _variables() -> list[dict[str, Any]]:
     source = {"type": "prometheus", "uid": "${datasource}"}
     query = "label_values(target_info, instance)"
@@ -196,7 +222,7 @@ def board() -> dict[str, Any]:
     """The dashboard as Grafana's JSON."""
     rows = {
         "Freshness": _freshness(), "Ingest": _ingest(), "Items": _items(), "Join": _join(),
-        "Quality": _quality(),
+        "Quality": _quality(), "Methods": _methods(),
     }  # fmt: skip
     panels: list[dict[str, Any]] = []
     y = 0

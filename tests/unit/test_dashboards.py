@@ -70,7 +70,7 @@ def test_names_are_translated_as_an_otlp_receiver_does(row, name):
 def test_form():
     assert BOARD["schemaVersion"] == 42
     titles = [panel["title"] for panel in BOARD["panels"] if panel["type"] == "row"]
-    assert titles == ["Freshness", "Ingest", "Items", "Join", "Quality"]
+    assert titles == ["Freshness", "Ingest", "Items", "Join", "Quality", "Methods"]
     variables = {v["name"]: v for v in BOARD["templating"]["list"]}
     assert set(variables) == {"datasource", "instance"}
     assert variables["instance"]["definition"] == "label_values(target_info, instance)"

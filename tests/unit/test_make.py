@@ -311,6 +311,9 @@ def test_a_harmful_change_is_reverted_and_a_good_one_stays(noise, reverted, trai
             copy.learn_many(batch)
         if step == 1:  # in the middle of the trial
             assert make_of(swapped).versions.sums[0] == 128
+            assert swapped.counts()["make_trial_rows"] == 128
+            harm = swapped.counts()["make_trial_micronats"]
+            assert harm > 10_000 if reverted else abs(harm) < 10_000
             copy = build(
                 on=True,
                 mode="frozen",

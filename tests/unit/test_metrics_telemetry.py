@@ -12,6 +12,7 @@ from stream import metric_table as t
 from stream.config import Config
 from stream.kafka.embed_counts import EmbedCounts, EmbedProbe
 from stream.kafka.engine import engine_maker
+from stream.method_metrics import FIGURES
 from stream.metrics import PipelineProbe
 from stream.pipeline import PipelineReport, no_span
 from stream.positions import Position
@@ -22,6 +23,9 @@ from tests.support.streams import SMALL, T0, click, impression, record_batch, wa
 IMPRESSIONS, CLICKS = TopicPartition("impressions", 0), TopicPartition("clicks", 0)
 # Their stage does not come up in the run below: no tables in this learner.
 ABSENT = {t.ROWS.name, t.ADMISSIONS.name, t.EVICTIONS.name}
+# Nor methods, nor a second version of vectors: test_method_metrics.
+ABSENT |= {figure.row.name for figure in FIGURES.values()}
+ABSENT |= {t.METHOD_LOSS.name, t.VERSION_SHARE.name}
 
 
 @pytest.fixture(autouse=True)
@@ -133,6 +137,7 @@ def test_the_numbers_are_those_of_the_run(received):
     assert settled["click", "expired"] == 8
     assert by(receiver, t.CLICKS, t.OUTCOME)["matched",] == 4
     assert by(receiver, t.OPEN) == {(): 0}
+    assert by(receiver, t.CONTENT, t.OUTCOME) == {("vector",): 0, ("no_vector",): 12}
     assert by(receiver, t.LAG, t.DESTINATION, t.PARTITION) == {("impressions", "0"): 7}
     assert sum(by(receiver, t.REJECTED, t.ERROR_TYPE).values()) == 1
     assert by(receiver, t.POSITION, t.DESTINATION)["impressions",] == (T0 + 30_000) / 1_000
@@ -195,7 +200,7 @@ def test_a_probe_of_nothing_hands_the_report_through():
 
 @pytest.mark.parametrize("row", t.TABLE_OF_METRICS, ids=lambda row: row.name)
 def test_rows_follow_the_naming_rules(row):
-    assert re.fullmatch(r"(ranker|messaging)(\.[a-z][a-z_]*)+", row.name)
+    assert re.fullmatch(r"(ranker|messaging)(\.[a-z][a-z0-9_]*)+", row.name)
     assert row.metric.unit == "s" or re.fullmatch(r"\{[a-z]+\}", row.metric.unit)
     assert row.metric.description.endswith(".")
     assert not re.search(r"user|item_id|request", " ".join(row.attributes))
