@@ -27,6 +27,7 @@ from stream.items import ItemTable
 from stream.join import JoinState
 from stream.keys import ints_of_keys, key_of_str
 from stream.ledger import Ledger
+from stream.partition_clock import ClockLimits
 from stream.positions import Position
 from stream.prediction_memory import Predicted, PredictionMemory
 from stream.predictions import Predictions, field_reader
@@ -86,7 +87,8 @@ class OnlinePipeline:
         self._impressions = ImpressionDecoder(plan.impression_spec)
         self._clicks = ClickDecoder(plan.click_spec)
         self._topics = {topics.impressions: 0, topics.clicks: 1}
-        self.sequencer = Sequencer(max_jump_ms=stream.max_jump_ms, buffered_max=stream.buffered_max)
+        limits = ClockLimits(max_jump_ms=stream.max_jump_ms, max_future_ms=stream.max_future_ms)
+        self.sequencer = Sequencer(limits=limits, buffered_max=stream.buffered_max)
         self.join = JoinState(plan.shape, plan.params())
         self.predicted = PredictionMemory(arms)
         self.weights_ms = 0

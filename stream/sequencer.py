@@ -1,6 +1,7 @@
 """Sequencer: merges partitions into one order that depends on their contents alone (rule 1).
 
-A partition's clock is the running maximum of its events' times. A row's key is
+A partition's clock is the running maximum of its events' times, with a limit on jumps
+(`stream/partition_clock`). A row's key is
 `clock << 14 | topic rank << 13 | partition`; offset and place within a record follow from stable
 sorting. Released are all rows with keys up to the frontier: the minimum over the partitions that
 are not idle of the last key seen there. Keys never fall within a partition and no two partitions
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream.columns import EventColumns, EventKind, ImpressionColumns, Rejected
+from stream.partition_clock import NAMES, ClockLimits, PartitionClock, Walk
 from stream.positions import Position
 from stream.records import RecordBatch, TopicPartition
 
@@ -33,10 +35,8 @@ class _Chunk:
 
     batch: RecordBatch
     columns: EventColumns
-    clock_n: I64
+    walk: Walk
     key_n: I64
-    jump_n: I64
-    """Rows whose claim to a later time was cut short."""
     taken: int = 0
     rejected_taken: int = 0
 
@@ -48,9 +48,10 @@ class _Partition:
     number: int
     rank: int
     position: Position
-    clock: int = 0
-    """Clock of the last released row: what a snapshot holds."""
-    seen_clock: int = 0
+    clock: PartitionClock = field(default_factory=PartitionClock)
+    """After the last released row: what a snapshot holds."""
+    seen: PartitionClock = field(default_factory=PartitionClock)
+    """After the last fetched row."""
     seen_key: int = -1
     idle: bool = False
     finished: bool = False
@@ -119,9 +120,9 @@ def dead_letter(batch: RecordBatch, r: Rejected) -> DeadLetter:
 class Sequencer:
     """Buffers decoded rows by partition and releases them in key order."""
 
-    def __init__(self, *, max_jump_ms: int, buffered_max: int) -> None:
+    def __init__(self, *, limits: ClockLimits, buffered_max: int) -> None:
         """`buffered_max`: rows a partition may hold before `wants` leaves it out."""
-        self._max_jump_ms = max_jump_ms
+        self._limits = limits
         self._buffered_max = buffered_max
         self._partitions: dict[TopicPartition, _Partition] = {}
         self.clock_jumps = 0
@@ -188,51 +189,14 @@ class Sequencer:
         if p.position.index and not p.chunks and batch.offset_n[0] >= p.position.next_offset:
             first = (columns.record_n == 0) & (columns.index_n < p.position.index)
             taken = int(np.count_nonzero(first))
-        clock_n, jump_n = self._clocks(p, columns, taken)
-        key_n = clock_n << _CLOCK_SHIFT | p.rank << _RANK_SHIFT | p.number
-        chunk = _Chunk(batch, columns, clock_n, key_n, jump_n, taken)
+        walk = p.seen.walk(columns, taken, self._limits)
+        key_n = walk.clock_n << _CLOCK_SHIFT | p.rank << _RANK_SHIFT | p.number
+        chunk = _Chunk(batch, columns, walk, key_n, taken)
         chunk.rejected_taken = int(np.count_nonzero(columns.kind_n[:taken] == EventKind.REJECTED))
         p.chunks.append(chunk)
         p.buffered += len(columns) - chunk.taken
         if len(key_n):
-            p.seen_clock = int(clock_n[-1])
             p.seen_key = max(p.seen_key, int(key_n[-1]))
-
-    def _clocks(self, p: _Partition, columns: EventColumns, taken: int) -> tuple[I64, I64]:
-        """Partition clock after each row, int64 [n], and the rows cut short at `max_jump_ms`.
-
-        The first `taken` rows have moved the clock already, before a restart.
-        """
-        none = np.zeros(0, np.int64)
-        if not len(columns):
-            return none, none
-        ts = columns.ts_ms_n
-        if taken:
-            ts = ts.copy()
-            ts[:taken] = 0
-        start = p.seen_clock or int(ts[np.argmax(ts > 0)])
-        clock = np.maximum.accumulate(np.maximum(ts, start))
-        steps = np.diff(clock, prepend=start)
-        jumps = (steps > self._max_jump_ms) & (columns.kind_n != EventKind.WATERMARK)
-        if not jumps.any():
-            return clock, none
-        cut: list[int] = []
-        marks = columns.kind_n == EventKind.WATERMARK
-        # From where the cut clock has caught up with the running maximum, that one holds again,
-        # until its own next jump.
-        i = int(np.argmax(jumps))
-        while i < len(clock):
-            before = int(clock[i - 1]) if i else start
-            limit = int(ts[i]) if marks[i] else before + self._max_jump_ms
-            if int(ts[i]) > limit:
-                cut.append(i)
-            uncut = int(clock[i])
-            clock[i] = max(before, min(int(ts[i]), limit))
-            i += 1
-            if clock[i - 1] == uncut:
-                rest = np.flatnonzero(jumps[i:])
-                i = i + int(rest[0]) if len(rest) else len(clock)
-        return clock, np.array(cut, np.int64)
 
     def finish(self, tp: TopicPartition) -> None:
         """A replayed log holds no more records of this partition: it holds nobody back."""
@@ -274,9 +238,9 @@ class Sequencer:
         start, chunk.taken = chunk.taken, stop
         p.buffered -= stop - start
         # Counted here and not when fetched: what was not released is fetched again after a restart.
-        self.clock_jumps += int(np.count_nonzero((chunk.jump_n >= start) & (chunk.jump_n < stop)))
-        if stop:
-            p.clock = int(chunk.clock_n[stop - 1])
+        cut = np.searchsorted(chunk.walk.cut_n, (start, stop))
+        self.clock_jumps += int(cut[1] - cut[0])
+        p.clock.follow(chunk.walk, columns, start, stop)
         if stop == len(columns):
             whole, index = len(batch), 0
         else:
@@ -293,7 +257,7 @@ class Sequencer:
     def export(self) -> list[dict[str, Any]]:
         """Positions and clocks as msgpack-able maps; buffers are fetched again."""
         return [
-            {**p.position.to_map(), "clock": p.clock, "rank": p.rank}
+            {**p.position.to_map(), **p.clock.to_map(), "rank": p.rank}
             for _, p in sorted(self._partitions.items())
         ]
 
@@ -301,12 +265,12 @@ class Sequencer:
         """The inverse of `export`."""
         self._partitions.clear()
         for row in rows:
-            fields = dict(row)
-            clock, rank = fields.pop("clock"), fields.pop("rank")
-            position = Position.from_map(fields)
-            key = clock << _CLOCK_SHIFT | rank << _RANK_SHIFT | position.partition if clock else -1
+            clock, rank = PartitionClock.from_map(row), row["rank"]
+            own = {k: v for k, v in row.items() if k != "rank" and k not in NAMES}
+            position = Position.from_map(own)
+            key = clock.ms << _CLOCK_SHIFT | rank << _RANK_SHIFT | position.partition
             self._partitions[position.tp] = _Partition(
-                position.partition, rank, position, clock, clock, key
+                position.partition, rank, position, clock, clock.copy(), key if clock.ms else -1
             )
 
 
@@ -321,7 +285,7 @@ def _merge(taken: list[tuple[_Chunk, int, int]], rejected: list[DeadLetter]) -> 
     impressions, imp_n = _merge_impressions(taken)
     return Released(
         kind_n=cat("kind_n"),
-        clock_n=np.concatenate([c.clock_n[a:b] for c, a, b in taken])[order],
+        clock_n=np.concatenate([c.walk.clock_n[a:b] for c, a, b in taken])[order],
         ts_ms_n=cat("ts_ms_n"),
         request_n=cat("request_n"),
         item_n=cat("item_n"),

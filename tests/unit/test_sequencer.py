@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from stream.columns import EventColumns, EventKind, ImpressionColumns, Reason, Rejected
+from stream.partition_clock import ClockLimits
 from stream.positions import MASK64, Position, record_hash
 from stream.records import RecordBatch, TopicPartition
 from stream.sequencer import PARTITIONS_MAX, Sequencer
@@ -17,7 +18,7 @@ NO_IMPRESSIONS = ImpressionColumns(
 )  # fmt: skip
 
 
-def columns(times, records=None, kinds=None):
+def columns(times, records=None, kinds=None, users=None):
     """Organic rows at `times`; `records` is each row's record."""
     n = len(times)
     record_n = np.arange(n) if records is None else np.array(records)
@@ -30,7 +31,8 @@ def columns(times, records=None, kinds=None):
     return EventColumns(
         kind_n=kind_n.astype(np.uint8), ts_ms_n=np.array(times, np.int64),
         request_n=np.zeros(n, np.int64), item_n=np.arange(n, dtype=np.int64),
-        user_n=np.zeros(n, np.int64), click_kind_n=np.zeros(n, np.int16),
+        user_n=np.zeros(n, np.int64) if users is None else np.array(users, np.int64),
+        click_kind_n=np.zeros(n, np.int16),
         record_n=record_n.astype(np.int32), index_n=(np.arange(n) - starts).astype(np.int32),
         imp_n=np.full(n, -1, np.int32), impressions=NO_IMPRESSIONS, rejected=bad,
     )  # fmt: skip
@@ -49,8 +51,13 @@ def push(sequencer, tp, times, first=0, kinds=None):
     sequencer.push(batch(tp, offsets), columns(times, kinds=kinds))
 
 
+def empty(jump=10**9, room=100):
+    limits = ClockLimits(max_jump_ms=jump, max_future_ms=3_600_000)
+    return Sequencer(limits=limits, buffered_max=room)
+
+
 def sequencer(*tps, jump=10**9, room=100):
-    made = Sequencer(max_jump_ms=jump, buffered_max=room)
+    made = empty(jump, room)
     made.assign(RANKS, [Position(source_id="s", topic=tp.topic, partition=tp.partition)
                         for tp in tps])  # fmt: skip
     return made
@@ -98,11 +105,11 @@ def test_a_jump_of_the_clock_is_cut_short_but_a_watermark_is_believed():
     made = sequencer(I0, jump=100)
     push(made, I0, [1_000, 9_000, 1_010, 1_300])
     out = made.release()
-    assert out.clock_n.tolist() == [1_000, 1_100, 1_100, 1_200]
+    assert out.clock_n.tolist() == [1_000, 1_100, 1_100, 1_110]
     assert made.clock_jumps == 2
     kinds = [EventKind.ORGANIC, EventKind.WATERMARK]
-    push(made, I0, [1_210, 9_000], first=4, kinds=kinds)
-    assert made.release().clock_n.tolist() == [1_210, 9_000]
+    push(made, I0, [1_110, 9_000], first=4, kinds=kinds)
+    assert made.release().clock_n.tolist() == [1_110, 9_000]
     assert made.clock_jumps == 2
 
 
@@ -187,7 +194,7 @@ def test_a_release_can_stop_inside_a_record():
 
 def test_a_record_that_was_begun_goes_on_after_restore_also_behind_a_gap():
     before = begun()
-    made = Sequencer(max_jump_ms=10**9, buffered_max=100)
+    made = empty()
     made.restore(before.export())
     made.push(batch(I0, [6, 8]), columns([20, 60, 70, 80], [0, 0, 0, 1]))
     made.finish(C0)
@@ -202,12 +209,33 @@ def test_restored_clocks_hold_the_order():
     push(before, I0, [10, 50])
     push(before, C0, [50])
     before.release()
-    made = Sequencer(max_jump_ms=10**9, buffered_max=100)
+    made = empty()
     made.restore(before.export())
     made.finish(C0)
     push(made, I0, [20], first=2)  # late: takes the clock of 50
     out = made.release()
     assert out.clock_n.tolist() == [50]
+
+
+def test_what_waits_for_release_has_not_moved_the_clock_that_is_kept():
+    """A snapshot between the two claims of a gap: the second one is believed all the same."""
+    times, users = [1_000, 10**8, 10**8 + 10, 10**8 + 20], [1, 2, 3, 4]
+
+    def shown(first, stop):
+        return batch(I0, range(first, stop)), columns(times[first:stop], users=users[first:stop])
+
+    whole = sequencer(I0, C0, jump=100)
+    whole.push(*shown(0, 4))
+    push(whole, C0, [1_150])
+    released(whole)
+    made = empty(100)
+    made.restore(whole.export())
+    assert made.positions()[I0].next_offset == 2
+    made.push(*shown(2, 4))
+    for one in (whole, made):
+        one.finish(C0)
+    expected = [10**8 + 10, 10**8 + 20]
+    assert [one.release().clock_n.tolist() for one in (whole, made)] == [expected, expected]
 
 
 def test_wants_leaves_full_partitions_out():
