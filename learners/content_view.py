@@ -6,9 +6,9 @@ vectors; pools nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numba
 import numpy as np
@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from learners.batch import ContentRows
 
+T = TypeVar("T")
 I64 = NDArray[np.int64]
 F32 = NDArray[np.float32]
 ROW_MULTIPLE = 8
@@ -45,6 +46,11 @@ class ContentView:
     def kept(self, history: int) -> Tensor:
         """Which places of a history have a vector, bool [B, L]."""
         return self.bags_BL[history] != self.none
+
+    def some(self, chosen: I64) -> ContentView:
+        """The view of some of its rows, in their order, padded."""
+        parts = [part.numpy()[chosen] for part in (self.target_B.unsqueeze(1), *self.bags_BL)]
+        return _view_of(self.rows_UC, parts, len(chosen) + -len(chosen) % ROW_MULTIPLE)
 
     def to(self, device: torch.device) -> ContentView:
         """The same on a device."""
@@ -77,22 +83,54 @@ def content_view(
             target_B=torch.full((rows,), ROW_MULTIPLE - 1),
             bags_BL=tuple(torch.full((rows, n), ROW_MULTIPLE - 1) for n in lengths),
         )
-    none = len(content.table_VC) - 1
     parts = [content.target_B.unsqueeze(1), *content.bags_BL]
     places = [part.numpy() if chosen is None else part.numpy()[chosen] for part in parts]
-    flat = np.concatenate([p.ravel() for p in places])
-    own, order = _distinct(flat, none)
+    return _view_of(content.table_VC[:, start : start + dim], places, rows)
+
+
+def _view_of(table_VC: Tensor, places: Sequence[I64], rows: int) -> ContentView:
+    """`places`: of the targets [B, 1] and of each history [B, L], the last row for "no vector"."""
+    none = len(table_VC) - 1
+    own, order = _distinct(np.concatenate([p.ravel() for p in places]), none)
     u = len(own) + 1 + -(len(own) + 1) % ROW_MULTIPLE
     order[order < 0] = u - 1
-    rows_UC = torch.zeros(u, dim)
-    rows_UC[: len(own)] = content.table_VC[torch.from_numpy(own), start : start + dim].float()
+    padded = torch.from_numpy(np.append(own, np.full(u - len(own), none)))
     out, at = [], 0
     for place in places:
         rest = rows - len(place)
         part = torch.from_numpy(order[at : at + place.size].reshape(place.shape))
         out.append(functional.pad(part, [0, 0, 0, rest], value=u - 1))
         at += place.size
-    return ContentView(rows_UC=rows_UC, target_B=out[0].squeeze(1), bags_BL=tuple(out[1:]))
+    return ContentView(
+        rows_UC=table_VC.index_select(0, padded).float(),
+        target_B=out[0].squeeze(1),
+        bags_BL=tuple(out[1:]),
+    )
+
+
+class PerStep(Generic[T]):
+    """Something of the step at hand, made once however often it is asked for.
+
+    For one `StepInputs` object alone: what a table holds at a place may be another item later. A
+    net's copies share it, so what is made must not depend on weights that they have apart.
+    """
+
+    def __init__(self) -> None:
+        self._of: object = None
+        self._made: T | None = None
+
+    def __deepcopy__(self, memo: object) -> PerStep[T]:
+        return self
+
+    def of(self, step: object, make: Callable[[], T]) -> T:
+        """What `make` gave for this step."""
+        if self._made is None or self._of is not step:
+            self._of, self._made = step, make()
+        return self._made
+
+    def forget(self) -> None:
+        """The step is over."""
+        self._of = self._made = None
 
 
 @numba.njit(cache=True, nogil=True)
@@ -145,12 +183,14 @@ class _PickedDots(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g_BL: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         rows, query, bag_BL = ctx.saved_tensors
-        d_rows, d_query = torch.zeros_like(rows), torch.zeros_like(query)
+        wants_rows = ctx.needs_input_grad[0]
+        d_rows = torch.zeros_like(rows) if wants_rows else rows.new_zeros(1, 1)
+        d_query = torch.zeros_like(query)
         _dots_back(
             rows.numpy(), query.numpy(), bag_BL.numpy(), g_BL.contiguous().numpy(), d_rows.numpy(),
-            d_query.numpy(), ctx.needs_input_grad[0],
+            d_query.numpy(), wants_rows,
         )  # fmt: skip
-        return d_rows, d_query, None
+        return d_rows if wants_rows else None, d_query, None
 
 
 @numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
@@ -183,5 +223,28 @@ def _dots_back(
 
 
 def weighted_sum(rows_UC: Tensor, bag_BL: Tensor, weight_BL: Tensor) -> Tensor:
-    """sum_l weight_l * rows[bag_l], without writing the vectors of all places out."""
-    return functional.embedding_bag(bag_BL, rows_UC, mode="sum", per_sample_weights=weight_BL)
+    """sum_l weight_l * rows[bag_l], without writing the vectors of all places out.
+
+    Rows without a gradient, on the host: that of the weights is then a tenth of torch's time.
+    """
+    if rows_UC.device.type != "cpu" or rows_UC.requires_grad:
+        return functional.embedding_bag(bag_BL, rows_UC, mode="sum", per_sample_weights=weight_BL)
+    sums_BC: Tensor = _WeightedSum.apply(rows_UC, bag_BL, weight_BL)
+    return sums_BC
+
+
+class _WeightedSum(torch.autograd.Function):
+    """d loss / d weight_l = rows[bag_l] . d loss / d sum."""
+
+    @staticmethod
+    def forward(ctx: Any, rows_UC: Tensor, bag_BL: Tensor, weight_BL: Tensor) -> Tensor:
+        rows = rows_UC.contiguous()
+        ctx.save_for_backward(rows, bag_BL)
+        return functional.embedding_bag(bag_BL, rows, mode="sum", per_sample_weights=weight_BL)
+
+    @staticmethod
+    def backward(ctx: Any, d_BC: Tensor) -> tuple[None, None, Tensor]:
+        rows, bag_BL = ctx.saved_tensors
+        d_weight_BL = torch.empty(bag_BL.shape)
+        _dots(rows.numpy(), d_BC.contiguous().numpy(), bag_BL.numpy(), d_weight_BL.numpy())
+        return None, None, d_weight_BL

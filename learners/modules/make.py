@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from infra.state import Part
-from learners.content_view import ContentView, content_view
+from learners.content_view import ContentView, PerStep, content_view
 from learners.feature_spec import FeatureSpec
 from learners.modules.make_net import Extracted, ExtractorConfig, MakeNet, normalised
 from learners.modules.make_online import OnlineConfig, OnlineExtractor
@@ -111,15 +111,16 @@ class Make(Module):
         self.net: nn.Module | None = net if self.mode == "joint" else None
         self.to_hidden = zero_start(net.width, hidden)
         self.to_logit = zero_start(1, 1)
+        self.raw, self.scaled = PerStep[ContentView](), PerStep[ContentView]()
+        self.extracted = PerStep[Extracted]()
 
     def forward(self, x: NetInputs, *, learning: bool) -> Addition:
         """What the extractor makes of the rows; nothing of rows that it may not be used for."""
-        view, device = self._view(x.step), x.target_BC.device
+        device = x.target_BC.device
         if self.online is not None:  # on the host: it is trained there, between the steps
-            with torch.no_grad():
-                extracted = self.online.scorer(view).to(device)
-            return self._joined(extracted, self.versions.allowed(x.step))
-        view = view.to(device)
+            extracted = self.extracted.of(x.step, lambda: self._scored(x.step))
+            return self._joined(extracted.to(device), self.versions.allowed(x.step))
+        view = self._view(x.step).to(device)
         if self.mode == "joint":
             assert isinstance(self.net, MakeNet)
             return self._joined(self.net(view), self.versions.allowed(x.step))
@@ -146,11 +147,20 @@ class Make(Module):
     def _view(self, x: StepInputs) -> ContentView:
         if self.encoder and x.content is not None and x.content.encoder != self.encoder:
             self.check_content(x.content.encoder)
-        view = content_view(
+        return self.scaled.of(x, lambda: normalised(self._raw(x)))
+
+    def _raw(self, x: StepInputs) -> ContentView:
+        return self.raw.of(x, lambda: content_view(
             x.content, rows=len(x.flag_B), dim=self.block.dim, lengths=self.lengths,
             start=self.block.start,
-        )  # fmt: skip
-        return normalised(view)
+        ))  # fmt: skip
+
+    def _scored(self, x: StepInputs) -> Extracted:
+        assert self.online is not None
+        view = self._view(x)
+        with torch.no_grad():
+            extracted: Extracted = self.online.scorer(view)
+        return extracted
 
     def check_content(self, encoder: str) -> None:
         """Raises ValueError where a release is of another encoder's vectors."""
@@ -181,7 +191,9 @@ class Make(Module):
         """Take the trial's sums over; train the extractor where it is trained here."""
         self.versions.learned(x.step, ok=ok)
         if self.online is not None and ok:
-            self.online.learn(x.step, self.block, self.lengths)
+            self.online.learn(x.step, self._raw(x.step), self._view(x.step))
+        for kept in (self.raw, self.scaled, self.extracted):
+            kept.forget()
 
     def parts(self, mark: int | None) -> Sequence[Part]:
         """The extractor where it is trained here, and what became of the releases."""

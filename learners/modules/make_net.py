@@ -87,10 +87,12 @@ class MakeNet(nn.Module):
         rows_UC = view.rows_UC
         target_BC = functional.embedding(view.target_B, rows_UC)
         query_BA = self.query(target_BC) * self.config.attention**-0.5
-        key_UA = self.key(rows_UC)
+        # (W_q t) . (W_k x_i) as (W_k^T W_q t) . x_i: a map for each row, none for each entry.
+        key_AX = functional.pad(self.key.weight, [0, -self.dim % WIDTH_MULTIPLE])
+        query_BC = (query_BA @ key_AX)[:, : self.dim]
         parts, interests = [target_BC], []
         for history, bag_BL in enumerate(view.bags_BL):
-            scores_BL = picked_dots(key_UA, query_BA, bag_BL)
+            scores_BL = picked_dots(rows_UC, query_BC, bag_BL)
             weight_BL = masked_softmax(scores_BL, view.kept(history))
             interest_BC = weighted_sum(rows_UC, bag_BL, weight_BL)
             interests.append(interest_BC)

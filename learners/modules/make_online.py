@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +19,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from infra.state import Part
-from learners.content_view import ROW_MULTIPLE, ContentView, content_view
+from learners.content_view import ContentView
 from learners.dense_optim import AdamConfig, FlatAdam
-from learners.feature_spec import ContentBlock
 from learners.modules.make_net import MakeNet, normalised
 from learners.modules.module import Kept
 from learners.step_inputs import StepInputs
@@ -100,15 +99,21 @@ class OnlineExtractor(Kept):
         self.steps = 0
         self.replayed = 0
 
-    def learn(self, x: StepInputs, block: ContentBlock, lengths: Sequence[int]) -> None:
-        """Train on the rows that were learned from, then on earlier steps; keep the rows."""
-        visit = _visit(x, block, lengths)
+    def learn(self, x: StepInputs, raw: ContentView, scaled: ContentView) -> None:
+        """Train on the rows that were learned from, then on earlier steps; keep the rows.
+
+        `raw`: the batch's vectors as they came; `scaled`: as the net takes them.
+        """
+        visit = _visit(x, raw)
         if visit is None:
             return
+        assert x.content is not None
         self.steps += 1
         earlier = self._drawn()
-        for each in (visit, *earlier):
-            self._step(each)
+        exact = visit.rows == x.rows and x.content.table_VC.dtype == torch.float16
+        self._step(visit, scaled if exact else visit.view())
+        for each in earlier:
+            self._step(each, each.view())
         self.replayed += sum(each.rows for each in earlier)
         self.visits.append(visit)
         self.kept_rows += visit.rows
@@ -121,11 +126,11 @@ class OnlineExtractor(Kept):
         rng = np.random.default_rng((SEED, self.steps))
         return [self.visits[i] for i in rng.integers(0, len(self.visits), self.config.replays)]
 
-    def _step(self, visit: Visit) -> None:
+    def _step(self, visit: Visit, view: ContentView) -> None:
         device = self.adam.w.device
         self.adam.zero_grad()
         with torch.enable_grad():
-            logit_B = self.net(visit.view().to(device)).logit_B
+            logit_B = self.net(view.to(device)).logit_B
             loss: Tensor = functional.binary_cross_entropy_with_logits(
                 logit_B, torch.from_numpy(visit.label_B).to(device),
                 weight=torch.from_numpy(visit.weight_B).to(device), reduction="sum",
@@ -190,20 +195,18 @@ def _restored(part: Part, i: int, nominal_size: int) -> Visit:
     )
 
 
-def _visit(x: StepInputs, block: ContentBlock, lengths: Sequence[int]) -> Visit | None:
+def _visit(x: StepInputs, raw: ContentView) -> Visit | None:
     """The rows that are learned from, padded; None where there are none or no vectors."""
     chosen = np.flatnonzero((x.flag_B[: x.rows] > 0) & (x.weight_B[: x.rows] > 0).cpu().numpy())
     if not len(chosen) or x.content is None:
         return None
-    rows = len(chosen) + -len(chosen) % ROW_MULTIPLE
-    view = content_view(
-        x.content, rows=rows, dim=block.dim, lengths=lengths, chosen=chosen, start=block.start
-    )
+    view = raw if len(chosen) == x.rows else raw.some(chosen)
+    rows = len(view.target_B)
     label_B, weight_B = np.zeros(rows, np.float32), np.zeros(rows, np.float32)
     label_B[: len(chosen)] = x.label_B.cpu().numpy()[chosen]
     weight_B[: len(chosen)] = x.weight_B.cpu().numpy()[chosen]
     return Visit(
-        rows_UC=view.rows_UC.numpy().astype(np.float16),
+        rows_UC=view.rows_UC.half().numpy(),
         target_B=view.target_B.numpy().astype(np.int32),
         bags_BL=tuple(bag.numpy().astype(np.int32) for bag in view.bags_BL),
         label_B=label_B, weight_B=weight_B, nominal_size=x.nominal_size,

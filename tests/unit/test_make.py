@@ -11,7 +11,7 @@ import torch
 
 from infra.errors import InputError
 from learners import catalog
-from learners.content_view import content_view, masked_softmax, picked_dots
+from learners.content_view import content_view, masked_softmax, picked_dots, weighted_sum
 from learners.learner import Learner
 from learners.modules.make import MakeConfig
 from learners.modules.make_net import ExtractorConfig, MakeNet, normalised
@@ -481,5 +481,19 @@ def test_dots_and_their_gradients_are_those_of_torch():
         out = dots(r, q, bag)
         (out.sin() * torch.arange(7.0)).sum().backward()
         found.append((out.detach(), r.grad, q.grad))
+    for own, expected in zip(*found, strict=True):
+        torch.testing.assert_close(own, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_weighted_sums_and_their_gradients_are_those_of_torch():
+    torch.manual_seed(2)
+    bag, rows = torch.randint(0, 9, (8, 7)), torch.randn(9, 6)
+    found = []
+    for trains in (False, True):  # torch's own is what rows with a gradient get
+        r, w = rows.clone().requires_grad_(trains), torch.arange(56.0).view(8, 7) / 50
+        w.requires_grad_()
+        out = weighted_sum(r, bag, w)
+        (out.sin() * torch.arange(6.0)).sum().backward()
+        found.append((out.detach(), w.grad))
     for own, expected in zip(*found, strict=True):
         torch.testing.assert_close(own, expected, atol=1e-5, rtol=1e-5)
