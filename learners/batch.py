@@ -12,6 +12,8 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
+from learners.served import ServedRows
+
 PADDING_KEY = 0
 """Key of an empty place in a bag; never the key of an id."""
 
@@ -54,6 +56,7 @@ class MiniBatch:
     `sample_id_B` int64: hash of (request id, item id).
     `nominal_size` divides the summed loss, so that a step does not depend on traffic.
     `incoming`: vectors of another encoder version, in a table of their own: they never mix.
+    `served`: what a server logged with the impressions, where a module of the ranker asks for it.
     """
 
     ids_BF: Tensor
@@ -71,6 +74,7 @@ class MiniBatch:
     sample_id_B: Tensor
     nominal_size: int
     incoming: ContentRows | None = None
+    served: ServedRows | None = None
 
     def __len__(self) -> int:
         """Number of rows B."""

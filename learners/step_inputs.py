@@ -16,6 +16,7 @@ from learners.batch import ContentRows, MiniBatch, RowKind
 from learners.content_cosines import ContentCosines
 from learners.feature_spec import FeatureSpec
 from learners.id_kernels import I64, LEARN, LEARN_AND_COUNT, READ, U8
+from learners.served import ServedRows
 
 ROW_MULTIPLE = 8
 """Batches are padded to a multiple of this: else a logit's last bit depends on the length."""
@@ -58,6 +59,8 @@ class StepInputs:
     """Of the impressions, on the host; 0 in padding."""
     cosines: ContentCosines
     """Of the batch's items with their histories; on the host, B rows, computed when asked for."""
+    served: ServedRows | None = None
+    """The batch's own, B rows."""
     incoming: StepInputs | None = None
     """The same with the vectors of the incoming encoder version alone."""
 
@@ -121,7 +124,8 @@ def step_inputs(batch: MiniBatch, spec: FeatureSpec, device: torch.device) -> St
         content=batch.content,
         label_mask_B=_put(labelled_B.float(), device),
         ts_ms_B=_padded(batch.ts_ms_B, more).numpy(),
-        cosines=ContentCosines(batch.content, _histories(batch, spec)),
+        cosines=ContentCosines(batch.content, histories_of(batch, spec)),
+        served=batch.served,
     )
     return x if batch.incoming is None else replace(x, incoming=_incoming(x, batch, spec, device))
 
@@ -133,11 +137,13 @@ def _incoming(
     target_BC, pooled_BC, present_B1 = _content(batch.incoming, spec.of_incoming, rows, device)
     return replace(
         x, target_BC=target_BC, pooled_BC=pooled_BC, present_B1=present_B1,
-        content=batch.incoming, cosines=ContentCosines(batch.incoming, _histories(batch, spec)),
+        content=batch.incoming, served=None,
+        cosines=ContentCosines(batch.incoming, histories_of(batch, spec)),
     )  # fmt: skip
 
 
-def _histories(batch: MiniBatch, spec: FeatureSpec) -> list[I64]:
+def histories_of(batch: MiniBatch, spec: FeatureSpec) -> list[I64]:
+    """Keys of the histories, [B, L] each."""
     bags = zip(spec.bags, batch.bags_BL, strict=True)
     return [keys_BL.numpy() for bag, keys_BL in bags if bag.is_history]
 

@@ -12,9 +12,10 @@ import torch
 from numpy.typing import NDArray
 
 from learners.batch import ContentRows, MiniBatch
+from learners.served import ServedRows
 from stream.feature_plan import Column, FeaturePlan
 from stream.items import ItemFeatures, ItemTable
-from stream.keys import salted
+from stream.keys import key_of_str, salted
 from stream.label_policy import LabelPolicy, LabelRows, WindowPolicy
 from stream.rate_kernels import LOG1P, RatePlan, fill_rates
 from stream.samples import Samples
@@ -88,6 +89,7 @@ class Assembler:
             ts_ms_B=torch.from_numpy(samples.ts_ms_n),
             sample_id_B=torch.from_numpy(samples.key_n),
             nominal_size=plan.config.stream.batch_size,
+            served=self._served(samples),
         )
         batch.check()
         return batch
@@ -138,6 +140,19 @@ class Assembler:
                 for n in found.bag_found_B
             ),
             encoder=items.encoder_version,
+        )
+
+    def _served(self, s: Samples) -> ServedRows | None:
+        layout = self._plan.served
+        if layout is None:
+            return None
+        version_n = s.ids_nF[:, -1]
+        own = key_of_str(layout.version(self._items.encoder_version))
+        return ServedRows(
+            layout=layout,
+            values_BN=torch.from_numpy(s.dense_nX[:, s.dense_nX.shape[1] - layout.width :]),
+            logged_B=torch.from_numpy(version_n != 0),
+            given_B=torch.from_numpy(version_n == own),
         )
 
     def dense(self, s: Samples, attributes: ItemFeatures) -> F32:

@@ -6,12 +6,14 @@ With `items.codebook` set, a ranker with the module `qarm` needs no `[[feature]]
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from learners.modules.qarm_codes import NAME, CodeBag, QarmConfig, code_bags
-from stream.config import CODES_PATH, Config, FeatureConfig
+from stream.config import CODES_PATH, Config, FeatureConfig, RankerConfig
+
+T = TypeVar("T")
 
 
 def wanted_bags(config: Config) -> list[CodeBag]:
@@ -51,10 +53,15 @@ def history_bags(config: Config) -> list[CodeBag]:
 
 
 def _options(config: Config) -> QarmConfig | None:
-    options: Mapping[str, Any] = config.ranker.options
+    return module_options(config.ranker, NAME, QarmConfig)
+
+
+def module_options(ranker: RankerConfig, name: str, form: type[T]) -> T | None:
+    """The options of a ranker's module; None where they are none, which the learner will say."""
+    options: Mapping[str, Any] = ranker.options
     while isinstance(inner := options.get("options"), Mapping):  # of a published copy
         options = inner
     try:
-        return msgspec.convert(options.get(NAME, {}), QarmConfig)
-    except msgspec.ValidationError:
+        return msgspec.convert(options.get(name, {}), form)
+    except (msgspec.ValidationError, ValueError):
         return None

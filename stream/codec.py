@@ -19,7 +19,13 @@ from stream.codec_forms import Forms, WatermarkMessage, forms_of
 from stream.codec_rows import Caches, click_block, impression_block
 from stream.codec_salvage import salvage
 from stream.codec_scan import Scanner
-from stream.codec_spec import DecodeSpec, DenseSource, IdSource, MultiSource
+from stream.codec_spec import (
+    SERVED_VERSION,
+    DecodeSpec,
+    DenseSource,
+    IdSource,
+    MultiSource,
+)
 from stream.codec_unknown import unknown_fields
 from stream.codec_values import CACHE_VALUES_MAX
 from stream.columns import I64, EventColumns, EventKind, Rejected
@@ -149,7 +155,8 @@ class _Decoder:
         fields = (
             path for s in spec.sources if (path := s.path).startswith(("context.", "features."))
         )
-        self._read = (*self._required, *self._optional, *dict.fromkeys(fields))
+        served = (SERVED_VERSION,) if spec.served else ()
+        self._read = (*self._required, *self._optional, *dict.fromkeys(fields), *served)
 
     _optional: tuple[str, ...]
 

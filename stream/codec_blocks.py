@@ -67,9 +67,9 @@ def plain_block(
 def empty_impressions(spec: DecodeSpec, rows: int = 0) -> ImpressionColumns:
     """Columns of the right shapes, all 0; the propensity is unknown."""
     return ImpressionColumns(
-        ids_mF=np.zeros((rows, len(spec.ids)), np.int64),
+        ids_mF=np.zeros((rows, spec.id_columns), np.int64),
         multi_mM=tuple(np.zeros((rows, multi.length), np.int64) for multi in spec.multis),
-        dense_mX=np.zeros((rows, len(spec.dense)), np.float32),
+        dense_mX=np.zeros((rows, spec.dense_columns), np.float32),
         position_m=np.zeros(rows, np.int32),
         propensity_m=np.full(rows, np.nan, np.float32),
     )

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from stream.codec_blocks import Block
 from stream.codec_fill import filled
 from stream.codec_rows import Caches, names_of
-from stream.codec_spec import DecodeSpec
+from stream.codec_served import served_of_columns
+from stream.codec_spec import SERVED_VERSION, DecodeSpec, ServedSource
 from stream.codec_values import (
     Bad,
     field_keys,
@@ -172,6 +173,12 @@ class Columns:
         return (
             float_column(self.values(path), bad, path) if ints is None else finite(ints, bad, path)
         )
+
+    def served(self, source: ServedSource, bad: Bad) -> tuple[I64, NDArray[np.float32]]:
+        """Keys of the version [n], and numbers [n, width]; 0 where they are not there."""
+        versions = self.values(SERVED_VERSION)
+        cells = [columns.get(source.path) for columns in self._columns]
+        return served_of_columns(versions, cells, self._n, source, bad)
 
 
 def _values(cell: object, n: int) -> list[Any]:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream.codec_blocks import empty_impressions
-from stream.codec_spec import ITEM_PREFIX, DecodeSpec
+from stream.codec_spec import ITEM_PREFIX, DecodeSpec, ServedSource
 from stream.codec_values import Bad
 from stream.columns import I64, ImpressionColumns
 from stream.keys import keys_of_ints, salted
@@ -32,6 +32,10 @@ class Fields(Protocol):
 
     def floats(self, path: str, bad: Bad) -> NDArray[np.float32]:
         """Numbers, 0 where the field is missing."""
+        ...
+
+    def served(self, source: ServedSource, bad: Bad) -> tuple[I64, NDArray[np.float32]]:
+        """Keys of the version [n], and numbers [n, width]; 0 where they are not there."""
         ...
 
 
@@ -64,8 +68,12 @@ def filled(
     if spec.ids:
         # One call for all columns: the mix's dozen array operations cost more than its arithmetic.
         salts_F = np.array([source.salt for source in spec.ids])
-        columns.ids_mF = salted(plain_mF, salts_F)  # type: ignore[arg-type]  # broadcasts
-        columns.ids_mF[:, [s.path.startswith(ITEM_PREFIX) for s in spec.ids]] = 0
+        keys_mF = salted(plain_mF, salts_F)  # type: ignore[arg-type]  # broadcasts
+        keys_mF[:, [s.path.startswith(ITEM_PREFIX) for s in spec.ids]] = 0
+        columns.ids_mF[:, : len(spec.ids)] = keys_mF
+    if spec.served:
+        version_m, values_mN = fields.served(spec.served, bad)
+        columns.ids_mF[:, -1], columns.dense_mX[:, len(spec.dense) :] = version_m, values_mN
     for multi, into in zip(spec.multis, columns.multi_mM, strict=True):
         if not multi.path.startswith(ITEM_PREFIX):
             into[:] = fields.multi(multi.path, multi.length, multi.salt, bad)

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import msgspec
 
 from stream.codec_salvage import TopicTypes
-from stream.codec_spec import DecodeSpec, DenseSource
+from stream.codec_spec import DecodeSpec, DenseSource, ServedSource
 from stream.events import TopicRole, Value, Version
 
 _Field = tuple[str, Any] | tuple[str, Any, Any]
@@ -96,7 +96,16 @@ def _impression_fields(
     body.append(("items", Annotated[list[item], msgspec.Meta(min_length=1)]))  # type: ignore[valid-type]
     if context is not None:
         body.append(("context", context, msgspec.field(default_factory=context)))
+    if spec.served:
+        body.append(("served", _served(spec.served) | None, None))
     return body, getters | more
+
+
+def _served(source: ServedSource) -> Any:
+    values = [("values", list[float] | bytes | None, None)]
+    features = msgspec.defstruct("Features", values, rename={"values": source.name}, gc=False)
+    fields: list[_Field] = [("feature_version", str), ("features", features)]
+    return msgspec.defstruct("Served", fields, gc=False)
 
 
 def _open_map(

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from stream.codec_blocks import Block
 from stream.codec_fill import filled
 from stream.codec_forms import Forms
-from stream.codec_spec import DecodeSpec
+from stream.codec_served import served_of_events
+from stream.codec_spec import DecodeSpec, ServedSource
 from stream.codec_values import (
     Bad,
     BadRow,
@@ -93,6 +94,10 @@ class _RowFields:
     def floats(self, path: str, bad: Bad) -> NDArray[np.float32]:
         inner: Bad = []
         return self._by_row(path, float_column(self._values(path), inner, path), inner, bad)
+
+    def served(self, source: ServedSource, bad: Bad) -> tuple[I64, NDArray[np.float32]]:
+        found = [event.served for event in self._of["context"]]
+        return served_of_events(found, self._event_of_row, source, bad)
 
 
 def impression_block(

@@ -40,6 +40,7 @@ class Scanner:
         context, features = spec.names_in("context."), spec.names_in("features.")
         self._usable = (
             not vars(config)["DISABLE_JIT"]  # words of 64 bits wrap around when compiled only
+            and spec.served is None
             and all(m.path.startswith(ITEM_PREFIX) for m in spec.multis)
             and max(len(context), len(features)) <= NAMES_MAX
         )

@@ -44,6 +44,21 @@ class DenseSource:
 
 
 Source = IdSource | MultiSource | DenseSource
+SERVED_VERSION: Final = "served.feature_version"
+SERVED_FEATURES: Final = "served.features."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedSource:
+    """`width` numbers an item shown of `served.features.NAME`, and the key of their version."""
+
+    name: str
+    width: int
+
+    @property
+    def path(self) -> str:
+        """Where they stand."""
+        return f"{SERVED_FEATURES}{self.name}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +68,9 @@ class DecodeSpec:
     Paths: `user`, `item`, `context.X`, `features.X` (of the shown item), `impression.hour`,
     `impression.weekday` (0 is Monday; both at UTC + `timezone_offset_minutes`),
     `impression.position`, and `item.…`, which stays 0. Raises ValueError on any other path. `texts`
-    names the ids whose texts the decoder must be able to tell again.
+    names the ids whose texts the decoder must be able to tell again. With `served` there is one
+    more id column at the end, the plain key of the version (0: nothing of that width was logged),
+    and `width` more dense ones.
     """
 
     role: TopicRole
@@ -62,6 +79,7 @@ class DecodeSpec:
     dense: tuple[DenseSource, ...] = ()
     click_kinds: tuple[str, ...] = ()
     texts: tuple[str, ...] = ()
+    served: ServedSource | None = None
     max_future_ms: int = 3_600_000
     timezone_offset_minutes: int = 0
     value_bytes_max: int = VALUE_BYTES_MAX
@@ -80,6 +98,16 @@ class DecodeSpec:
             raise ValueError(f"value_bytes_max must be 1 to {VALUE_BYTES_MAX}")
         if self.max_future_ms < 0:
             raise ValueError("max_future_ms must not be negative")
+
+    @property
+    def id_columns(self) -> int:
+        """Columns of `ids_mF`."""
+        return len(self.ids) + (self.served is not None)
+
+    @property
+    def dense_columns(self) -> int:
+        """Columns of `dense_mX`."""
+        return len(self.dense) + (self.served.width if self.served else 0)
 
     @property
     def sources(self) -> tuple[Source, ...]:

@@ -5,7 +5,7 @@ The only place that knows all of them; replay, worker, scoring and tests build t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -32,11 +32,14 @@ from infra.errors import InputError
 from learners import catalog
 from learners.feature_spec import FeatureSpec
 from learners.learner import Learner
+from learners.modules.histograms import NAME as SIMTIER
+from learners.modules.histograms import Histograms
+from learners.modules.simtier import SimTierConfig, histograms_of
 from learners.net_learner import NetLearner
 from learners.side_by_side import SideBySide
-from stream.code_features import wanted_bags
+from stream.code_features import module_options, wanted_bags
 from stream.config import CODES_PATH, Config, ItemsConfig, RankerConfig
-from stream.feature_plan import ATTRIBUTE, FeaturePlan, plan
+from stream.feature_plan import ATTRIBUTE, FeaturePlan, plan, with_served
 from stream.item_intake import ItemIntake
 from stream.items import ItemTable, ItemTableConfig
 from stream.pipeline import OnlinePipeline, Span, no_span
@@ -82,6 +85,8 @@ class Composition:
     embedder: Embedder
     pipeline: OnlinePipeline
     incoming: Incoming | None = None
+    histograms: Histograms | None = None
+    """What a server is to log of this ranker's inputs, where the ranker reads it back."""
 
     def intake(self) -> ItemIntake:
         """What offers item records to the pipeline's tables."""
@@ -212,11 +217,15 @@ def compose(
     """
     embedder = embedder_of(config)
     incoming = _incoming(config, embedder, store_path)
+    variation = variation or Variation(arms={})
     feature_plan = plan(config, incoming.items if incoming else None)
+    rankers = [*variation.arms.values()] or [config.ranker]
+    histograms = _histograms(rankers, feature_plan.spec)
+    if histograms:
+        feature_plan = with_served(feature_plan, histograms.layout)
     store = _store(store_path, embedder.version)
     attributes = feature_plan.attributes
     sources = (*attributes.ids, *attributes.multis, *attributes.dense)
-    variation = variation or Variation(arms={})
     table: Callable[..., ItemTable] = ItemTable
     if variation.permuted is not None:
         if incoming is not None:
@@ -240,13 +249,25 @@ def compose(
     )  # fmt: skip
     return Composition(
         config=config, plan=feature_plan, store=store, embedder=embedder, pipeline=pipeline,
-        incoming=incoming,
+        incoming=incoming, histograms=histograms,
     )  # fmt: skip
 
 
 def next_store_path(store_path: Path) -> Path:
     """Where the vectors of the version that comes in are kept, beside those at `store_path`."""
     return store_path.with_name(f"{store_path.name}.next")
+
+
+def _histograms(rankers: Sequence[RankerConfig], spec: FeatureSpec) -> Histograms | None:
+    """Those of the first ranker that reads logged ones; what does not fit, its learner says."""
+    for ranker in rankers:
+        options = module_options(ranker, SIMTIER, SimTierConfig)
+        if options is not None and options.on and options.served:
+            try:
+                return histograms_of(spec, options)
+            except ValueError:
+                return None
+    return None
 
 
 def next_items_of(config: Config) -> ItemsConfig:

@@ -61,11 +61,17 @@ class Shown(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
 
 
 class Served(msgspec.Struct, frozen=True, gc=False):
-    """What the server scored with, for training on served features."""
+    """What the server scored with. `features.simtier`: counts, the items one behind the other.
+
+    A list of numbers, or little-endian float32 as bytes.
+    """
 
     model: str
     feature_version: str
-    features: dict[str, Value]
+    features: dict[
+        str,
+        Annotated[Any, msgspec.Meta(description="numbers, or float32 as little-endian bytes")],
+    ]
 
 
 class ImpressionBody(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):

@@ -14,9 +14,10 @@ import numpy as np
 from learners.feature_spec import Bag, DenseInput, FeatureSpec, IdField
 from learners.modules.qarm_codes import NAME as CODES_READER
 from learners.modules.qarm_codes import CodeBag
+from learners.served import ServedLayout
 from stream import kernels
 from stream.code_features import code_features, history_bags
-from stream.codec_spec import DecodeSpec, DenseSource, IdSource, MultiSource
+from stream.codec_spec import DecodeSpec, DenseSource, IdSource, MultiSource, ServedSource
 from stream.config import Config, FeatureConfig, ItemsConfig
 from stream.counters import BUCKET_MS, CounterConfig, decay_table
 from stream.events import TopicRole
@@ -79,6 +80,8 @@ class FeaturePlan:
     user_salt: np.int64
     spec: FeatureSpec
     shape: JoinShape
+    served: ServedLayout | None = None
+    """Logged features that are read: the last id column of a sample, and the last dense ones."""
 
     @property
     def prior_key(self) -> int:
@@ -109,7 +112,10 @@ class FeaturePlan:
 
 
 def plan(config: Config, incoming: ItemsConfig | None = None) -> FeaturePlan:
-    """The layouts of a configuration; `incoming`: what makes the vectors of `items.next`."""
+    """The layouts of a configuration; `incoming`: what makes the vectors of `items.next`.
+
+    Logged features are not read: see `with_served`.
+    """
     singles = [f for f in config.feature if f.kind == "id"]
     codes, of_histories = code_features(config), history_bags(config)
     multis = [*(f for f in config.feature if f.kind == "multi-id"), *codes]
@@ -155,6 +161,16 @@ def plan(config: Config, incoming: ItemsConfig | None = None) -> FeaturePlan:
             decayed=sum(c.decayed >= 0 for c in counters),
             histories=tuple(h.length for h in config.history),
         ),
+    )  # fmt: skip
+
+
+def with_served(plan: FeaturePlan, layout: ServedLayout) -> FeaturePlan:
+    """The plan that reads what servers logged in this layout, too."""
+    source = ServedSource(name=layout.name, width=layout.width)
+    shape = plan.shape
+    return replace(
+        plan, served=layout, impression_spec=replace(plan.impression_spec, served=source),
+        shape=replace(shape, ids=shape.ids + 1, dense=shape.dense + layout.width),
     )  # fmt: skip
 
 

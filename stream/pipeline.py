@@ -328,9 +328,13 @@ class OnlinePipeline:
 
     def predict(self, samples: Samples) -> NDArray[np.float32]:
         """Logits by the weights and item vectors as they are, float32 [n, arms]."""
-        batch = self._assembler.prediction_batch(samples)
+        batch = self.prediction_batch(samples)
         logits: NDArray[np.float32] = self.learner.predict_many(batch).cpu().numpy()
         return logits.reshape(len(samples), -1)
+
+    def prediction_batch(self, samples: Samples) -> MiniBatch:
+        """What the learner predicts of: one row a sample, without labels."""
+        return self._assembler.prediction_batch(samples)
 
     def _predictions(self, s: Samples, batch: MiniBatch, predicted: Predicted) -> Predictions:
         n = len(s)

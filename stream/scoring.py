@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -22,6 +22,8 @@ from infra import config as loader
 from infra.errors import InputError
 from infra.snapshot_format import MANIFEST, SnapshotCorrupt, SnapshotRef, parse_folder
 from infra.snapshot_store import SnapshotStore
+from learners.content_cosines import ContentCosines
+from learners.step_inputs import histories_of
 from stream import kernels as k
 from stream.checkpoint import Checkpointer, Restored
 from stream.codec import ImpressionDecoder
@@ -33,6 +35,7 @@ from stream.join import JoinState
 from stream.predictions import original_ids
 from stream.record_log import RecordLog
 from stream.records import RecordBatch, TopicPartition
+from stream.samples import Samples
 from stream.sequencer import DeadLetter, Released, dead_letter
 
 CHUNK_RECORDS: Final = 4_096
@@ -40,11 +43,33 @@ Id = int | str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """What the rows were scored with and is to be logged with their impressions.
+
+    `values_nN` float32: `name` of the version `feature_version`, scored by `model`.
+    """
+
+    model: str
+    feature_version: str
+    name: str
+    values_nN: NDArray[np.float32]
+
+    def maps(self) -> list[dict[str, Any]]:
+        """`served` of an impression of each row alone.
+
+        That of an impression of several items has their features one behind the other.
+        """
+        head = {"model": self.model, "feature_version": self.feature_version}
+        return [{**head, "features": {self.name: row}} for row in self.values_nN.tolist()]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Scores:
     """One row for each item shown, in the order of the events, and the events not understood.
 
     `logit_n` and `probability_n` are float32 [n]; the probability is that of the label that the
-    snapshot's ranker is trained on.
+    snapshot's ranker is trained on. `served` is there where the ranker reads it back
+    (`ranker.options.simtier.served`).
     """
 
     request_ids: list[Id]
@@ -54,6 +79,7 @@ class Scores:
     logit_n: NDArray[np.float32]
     probability_n: NDArray[np.float32]
     rejected: list[DeadLetter]
+    served: Served | None = None
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -64,7 +90,11 @@ class Scores:
         names = ("request_id", "item_id", "user_id", "ts_ms", "logit", "probability")
         columns = (self.request_ids, self.item_ids, self.user_ids, self.ts_ms_n.tolist(),
                    self.logit_n.tolist(), self.probability_n.tolist())  # fmt: skip
-        return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+        rows = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+        if self.served is not None:
+            for row, value in zip(rows, self.served.maps(), strict=True):
+                row["served"] = value
+        return rows
 
 
 class Scorer:
@@ -164,10 +194,8 @@ class Scorer:
         if names is not None:
             names = [names[m] for m in released.imp_n.tolist()]
         size = 4 * self.config.stream.batch_size
-        logits = [
-            self._composition.pipeline.predict(room.samples(slots[first : first + size]))[:, 0]
-            for first in range(0, len(slots), size)
-        ]
+        parts = [room.samples(slots[first : first + size]) for first in range(0, len(slots), size)]
+        logits = [self._composition.pipeline.predict(samples)[:, 0] for samples in parts]
         logit_n = np.concatenate(logits) if logits else np.zeros(0, np.float32)
         opened = room.opened
         request_ids, item_ids, user_ids = (
@@ -180,7 +208,23 @@ class Scorer:
             request_ids=_plain(request_ids), item_ids=_plain(item_ids), user_ids=_plain(user_ids),
             ts_ms_n=opened.ts[slots], logit_n=logit_n,
             probability_n=(1 / (1 + np.exp(-logit_n.astype(np.float64)))).astype(np.float32),
-            rejected=released.rejected,
+            rejected=released.rejected, served=self._served(parts),
+        )  # fmt: skip
+
+    def _served(self, parts: Sequence[Samples]) -> Served | None:
+        """Histograms of our own, whatever the impressions brought."""
+        histograms, plan = self._composition.histograms, self._composition.plan
+        if histograms is None:
+            return None
+        found = [np.zeros((0, histograms.width), np.float32)]
+        for samples in parts:
+            batch = self._composition.pipeline.prediction_batch(samples)
+            cosines = ContentCosines(batch.content, histories_of(batch, plan.spec))
+            found.append(histograms.counts(cosines, len(batch)).reshape(len(batch), -1))
+        encoder = self._composition.store.encoder_version
+        return Served(
+            model=str(self.restored.ref), name=histograms.layout.name,
+            feature_version=histograms.layout.version(encoder), values_nN=np.concatenate(found),
         )  # fmt: skip
 
     def _frozen(self, chunk: Chunk) -> tuple[JoinState, NDArray[np.int64]]:
@@ -286,4 +330,11 @@ def _joined(parts: Sequence[Scores]) -> Scores:
         logit_n=np.concatenate([p.logit_n for p in parts]),
         probability_n=np.concatenate([p.probability_n for p in parts]),
         rejected=[r for p in parts for r in p.rejected],
+        served=_joined_served([p.served for p in parts if p.served is not None]),
     )
+
+
+def _joined_served(parts: Sequence[Served]) -> Served | None:
+    if not parts:
+        return None
+    return replace(parts[0], values_nN=np.concatenate([part.values_nN for part in parts]))

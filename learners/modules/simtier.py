@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,14 +16,16 @@ from torch import Tensor
 
 from infra.state import Part
 from learners.feature_spec import FeatureSpec
-from learners.modules.module import Addition, Module, zero_start
-from learners.modules.scopes import ScopesConfig, cosines_of, scopes_of
-from learners.modules.tiers import count_tiers, equal_width
-from learners.modules.tiers_file import read_tiers
+from learners.modules.histograms import Histograms
+from learners.modules.module import Addition, Kept, Module, zero_start
+from learners.modules.scopes import ScopesConfig
 from learners.net_inputs import NetInputs
 from learners.step_inputs import StepInputs
 
 PART = "simtier"
+SKEW = "simtier.skew"
+Bools = NDArray[np.bool_]
+Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,8 @@ class SimTierConfig(ScopesConfig):
     """`tiers` of equal width over [-1, 1], or those of `tiers_file` (`millrace pretrain tiers`).
 
     `counts`: log1p of the counts go to the first hidden layer; `shares`: smoothed shares
-    `share_scale` c / (sum c + `share_prior`) go to the logit.
+    `share_scale` c / (sum c + `share_prior`) go to the logit. `served`: histograms that a server
+    logged with the impression are read in place of our own, where their version is ours.
     """
 
     tiers: int = 20
@@ -41,6 +43,7 @@ class SimTierConfig(ScopesConfig):
     shares: bool = True
     share_scale: float = 4.0
     share_prior: float = 5.0
+    served: bool = False
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -59,17 +62,9 @@ class SimTier(Module):
     def __init__(self, spec: FeatureSpec, config: SimTierConfig, hidden: int) -> None:
         super().__init__()
         self.config = config
-        self.scopes = scopes_of(spec, config, "simtier")
-        self.block = spec.block(config.block)
-        self.fitted = read_tiers(Path(config.tiers_file)) if config.tiers_file else None
-        if self.fitted and self.fitted.block != config.block:
-            raise ValueError(
-                f"simtier: tiers_file {config.tiers_file} is for block '{self.fitted.block}' of "
-                f"the item vectors, but block is '{config.block}'"
-            )
-        edges = self.fitted.edges_E if self.fitted else equal_width(config.tiers)
-        self.edges_E: NDArray[np.float64] = edges
-        width = len(self.scopes) * (len(edges) + 1)
+        self.histograms = histograms_of(spec, config)
+        width = self.histograms.width
+        self.skew = Skew()
         self.to_hidden = zero_start(width, hidden) if config.counts else None
         self.to_logit = zero_start(width, 1) if config.shares else None
 
@@ -89,28 +84,84 @@ class SimTier(Module):
     def counts_of(self, x: StepInputs) -> Tensor:
         """Histograms float32 [B8, S, N] on the host; rows of padding are 0.
 
-        Raises InputError where the tiers were fitted to vectors of another version.
+        Logged ones in the rows that have one. Raises InputError where the tiers were fitted to
+        vectors of another version.
         """
-        if self.fitted and x.cosines.encoder:
-            self.fitted.check(x.cosines.encoder)
-        rows = len(x.ids_BF)
-        out_BSN = np.zeros((rows, len(self.scopes), len(self.edges_E) + 1), np.float32)
-        for s, (cosines, recent) in enumerate(cosines_of(x.cosines, self.block, self.scopes)):
-            count_tiers(cosines, recent, self.edges_E, out_BSN[:, s])
-        return torch.from_numpy(out_BSN)
+        own_BSN = self.histograms.counts(x.cosines, len(x.ids_BF))
+        if self._reads_served(x):
+            own_BN = own_BSN.reshape(len(own_BSN), -1)
+            own_BSN = x.served.instead_of(own_BN).reshape(own_BSN.shape)  # type: ignore[union-attr]  # it does
+        return torch.from_numpy(own_BSN)
+
+    def _reads_served(self, x: StepInputs) -> bool:
+        served = x.served
+        return self.config.served and bool(served and served.layout == self.histograms.layout)
+
+    def learned(self, x: NetInputs, *, ok: bool) -> None:
+        """Count how far what was logged is from our own, in rows that were learned from."""
+        served = x.step.served
+        if not ok or served is None or not self._reads_served(x.step):
+            return
+        rows = x.step.rows
+        own_BN = self.histograms.counts(x.step.cosines, rows).reshape(rows, -1)
+        self.skew.add(
+            served.logged_B.numpy(), served.given_B.numpy(), served.values_BN.numpy(), own_BN
+        )
+
+    def counts(self) -> Mapping[str, int]:
+        """Rows with a logged histogram, of which other versions, and the skew of the rest."""
+        return self.skew.counts() if self.config.served else {}
 
     def parts(self, mark: int | None) -> Sequence[Part]:
         """The edges: weights of tiers mean nothing with others."""
         del mark
-        encoder = self.fitted.encoder if self.fitted else ""
-        arrays = {"edges": self.edges_E.copy()}
-        return [Part(name=PART, part_class="serve", arrays=arrays, meta={"encoder": encoder})]
+        fitted = self.histograms.fitted
+        arrays = {"edges": self.histograms.edges_E.copy()}
+        meta = {"encoder": fitted.encoder if fitted else ""}
+        own = Part(name=PART, part_class="serve", arrays=arrays, meta=meta)
+        if not self.config.served:
+            return [own]
+        return [own, Part(name=SKEW, part_class="train", meta=self.skew.counts())]
 
     def apply(self, parts: Mapping[str, Part]) -> None:  # type: ignore[override]  # as in Module
         """Check that the weights belong to these tiers; raises ValueError where they do not."""
-        part = parts.get(PART)
-        if part is not None and not np.array_equal(part.array("edges"), self.edges_E):
+        part, edges_E = parts.get(PART), self.histograms.edges_E
+        if part is not None and not np.array_equal(part.array("edges"), edges_E):
             raise ValueError(
                 f"part '{PART}': weights of {len(part.array('edges')) + 1} tiers with other edges "
-                f"than the configured {len(self.edges_E) + 1}; use the tiers_file of the snapshot"
+                f"than the configured {len(edges_E) + 1}; use the tiers_file of the snapshot"
             )
+        if SKEW in parts:
+            self.skew.take(parts[SKEW].meta)
+
+
+def histograms_of(spec: FeatureSpec, config: SimTierConfig) -> Histograms:
+    """What the module counts; raises ValueError where it does not fit the spec."""
+    return Histograms(spec, config, tiers=config.tiers, tiers_file=config.tiers_file)
+
+
+class Skew(Kept):
+    """How far logged histograms are from those that we would have made.
+
+    `rows`: with one of our version; `other_version`: with one that is not read; `differing`: of
+    `rows`, those that are not equal; `moved`: entries that stand in another tier, in all of them.
+    """
+
+    def __init__(self) -> None:
+        self._counts = dict.fromkeys(("rows", "other_version", "differing", "moved"), 0)
+
+    def add(self, logged_B: Bools, given_B: Bools, served_BN: Floats, own_BN: Floats) -> None:
+        """Count the rows of a batch."""
+        gap_n = np.abs(served_BN[given_B] - own_BN[given_B]).sum(1)
+        self._counts["rows"] += int(given_B.sum())
+        self._counts["other_version"] += int((logged_B & ~given_B).sum())
+        self._counts["differing"] += int(np.count_nonzero(gap_n))
+        self._counts["moved"] += round(float(gap_n.sum()) / 2)
+
+    def counts(self) -> dict[str, int]:
+        """By name."""
+        return {f"served_{name}": n for name, n in self._counts.items()}
+
+    def take(self, counts: Mapping[str, int]) -> None:
+        """Go on from these."""
+        self._counts = {name.removeprefix("served_"): n for name, n in counts.items()}
