@@ -119,10 +119,17 @@ class PendingItems:
 
     def is_new(self, source_id: str, update: ItemUpdate) -> bool:
         """Whether the update lies at or behind its partition's position."""
-        at = self.positions.get(update.partition)
+        return not self.is_before(self.positions, source_id, update)
+
+    @staticmethod
+    def is_before(
+        positions: Mapping[int, ItemPosition], source_id: str, update: ItemUpdate
+    ) -> bool:
+        """Whether the update lies before its partition's position, of the same source."""
+        at = positions.get(update.partition)
         if at is None or at.source_id != source_id:
-            return True
-        return (update.offset, update.event_index) >= (at.offset, at.event_index)
+            return False
+        return (update.offset, update.event_index) < (at.offset, at.event_index)
 
     def skip(self, source_id: str, update: ItemUpdate) -> None:
         """Moves the partition's position past an update that is not to be applied."""

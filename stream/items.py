@@ -105,6 +105,7 @@ class ItemTable:
         self._late: Mapping[Place, int] = {}
         self.note_late: Callable[[LateUpdate], object] = lambda _late: None
         """Is told of each late update."""
+        self._read_before: dict[int, ItemPosition] = {}
         self.counts = ItemCounts()
         self.version = 0
         """Grows whenever applied updates changed anything."""
@@ -158,7 +159,8 @@ class ItemTable:
             late = self._pending.hold(source_id, update, after_ms)
             if late is not None:
                 self.counts.late += 1
-                self.note_late(late)
+                if not self._pending.is_before(self._read_before, source_id, update):
+                    self.note_late(late)
         return refused
 
     def follow(self, late: Mapping[Place, int]) -> None:
@@ -196,7 +198,11 @@ class ItemTable:
         return applied
 
     def read_again(self) -> None:
-        """Forget how far the topic was read: the store is empty and must be filled anew."""
+        """Forget how far the topic was read: the store is empty and must be filled anew.
+
+        What was read before and is late now was not late then: nobody is told of it.
+        """
+        self._read_before = dict(self._pending.positions)
         self._pending.positions.clear()
 
     def lookup(

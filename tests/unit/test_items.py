@@ -96,6 +96,18 @@ def test_late_updates_are_counted_and_applied_at_the_next_boundary():
     assert numbers(table, 1, 2) == [5, 0]
 
 
+def test_what_is_read_again_was_not_late_when_it_was_read():
+    table, late = table_of(), []
+    table.note_late = late.append
+    table.offer("s", [update(1, 5, T0)])
+    table.apply_until(T0 + 100)
+    table.read_again()
+    table.offer("s", [update(1, 5, T0), update(2, 6, T0, offset=1)])
+    assert late == [LateUpdate(0, 1, 0, T0 + 100)]
+    table.offer("other", [update(1, 5, T0)])
+    assert [one.offset for one in late] == [1, 0]
+
+
 def test_deletions_remove_by_flag_and_by_tombstone():
     table = table_of(fields=FIELDS)
     table.offer("s", [update(i, i, offset=i, price=2.5) for i in (1, 2, 3)])
