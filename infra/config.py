@@ -8,7 +8,7 @@ import tomllib
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -71,10 +71,39 @@ def build(
     try:
         return msgspec.convert(table, config_type, strict=True, dec_hook=_path_of_text)
     except msgspec.ValidationError as error:
-        text, _, place = str(error).partition(" - at `$")
-        path = _join(at, place.rstrip("`").removeprefix(".").replace("[...]", ".*"))
-        where = _origin(known, path)
-        raise ConfigError(f"{where}: '{path}': {text.replace('`', '')}") from error
+        place, text = explained(error, config_type)
+        path = _join(at, place)
+        where = _origin(known, path) if path else _sources(known)
+        # Without a place it is about several tables, and says so itself.
+        raise ConfigError(f"{where}: '{path}': {text}" if path else f"{where}: {text}") from error
+
+
+def explained(error: msgspec.ValidationError, config_type: Any) -> tuple[str, str]:
+    """Where in a configuration an error arose ("" where that is all of it), and what it says.
+
+    Of a value that is none of those allowed it names these.
+    """
+    text, _, place = str(error).partition(" - at `$")
+    path = place.rstrip("`").removeprefix(".").replace("[...]", ".*")
+    text = text.replace("`", "")
+    if text.startswith("Invalid enum value") and (names := _allowed(config_type, path)):
+        text += f", expected one of {', '.join(map(repr, names))}"
+    return path, text
+
+
+def _allowed(kind: Any, path: str) -> tuple[Any, ...]:
+    """The values of the literal at `path`; none where there is no literal."""
+    for key in path.split("."):
+        if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+            kind = get_type_hints(kind).get(key)
+        else:  # of a list or a table: what its values are
+            kind = next((a for a in reversed(get_args(kind)) if a is not Ellipsis), None)
+    return get_args(kind) if get_origin(kind) is Literal else ()
+
+
+def _sources(origins: Mapping[str, str]) -> str:
+    """All that a configuration was made of, in order."""
+    return ", ".join(dict.fromkeys(origins.values())) or "config"
 
 
 def read_toml(file: Path) -> Table:

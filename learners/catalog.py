@@ -9,6 +9,7 @@ from typing import Any, get_type_hints
 
 import msgspec
 
+from infra.config import explained
 from learners.baselines.base_rate import BaseRate, BaseRateConfig
 from learners.baselines.dcn import Dcn, DcnConfig
 from learners.baselines.ftrl import Ftrl, FtrlConfig
@@ -21,6 +22,8 @@ from learners.learner import Learner
 from learners.published import FrozenConfig, Published, PublishedConfig
 from learners.rankers.fgcnn import FgcnnRanker, FgcnnRankerConfig
 from learners.rankers.id_content import IdContent, IdContentConfig
+
+_OF_MSGSPEC = ("Expected ", "Invalid ", "Object ")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +70,10 @@ def config_of(name: str, options: Mapping[str, Any]) -> Any:
     try:
         return msgspec.convert(options, cls)
     except msgspec.ValidationError as error:
-        raise ValueError(f"learner {name}: {error}") from None
+        place, text = explained(error, cls)
+        # What a table of options says itself begins with the table's name.
+        named = f"{place}: {text}" if text.startswith(_OF_MSGSPEC) else text
+        raise ValueError(f"learner {name}: {named}") from None
 
 
 def build(name: str, spec: FeatureSpec, options: Mapping[str, Any]) -> Learner:

@@ -128,7 +128,9 @@ class FeatureSpec:
         for block in self.blocks:
             if block.name == name:
                 return block
-        have = ", ".join(f"'{block.name}'" for block in self.blocks) or "none: items.dim is 0"
+        if not self.blocks:
+            raise ValueError("there are no item vectors; set items.dim")
+        have = ", ".join(f"'{block.name}'" for block in self.blocks)
         raise ValueError(
             f"item vectors have no block '{name}', expected one of {have}; items.keep adds one for "
             "each encoder that it names"

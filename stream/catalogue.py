@@ -84,6 +84,8 @@ def read_catalogue(source: Path, config: Config | None, until_ms: int | None = N
         return _of_vector_file(source, until_ms)
     if config is None:
         raise InputError(f"{source}: a record log needs --config, which says how to encode items")
+    if not config.items.dim:
+        raise InputError(f"{source}: its items have no vectors: items.dim is 0; set it")
     embedder = embedder_of(replace(config, items=replace(config.items, keep={})))
     return _collected(_encoded(source, config, embedder, until_ms), embedder.version, until_ms)
 

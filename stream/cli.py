@@ -36,6 +36,7 @@ VERBS: dict[str, tuple[str, str]] = {
         "Score predictions of a synthetic stream against its truth.",
     ),
     "validate": ("stream.commands.validate", "Say what is in a record log, and what is wrong."),
+    "methods": ("stream.commands.methods", "Show presets, learners and modules there are."),
     "check": ("stream.commands.check", "Show how each field gets into the model."),
     "replay": ("stream.commands.replay", "Run record logs through the pipeline; write a report."),
     "compare": ("stream.commands.compare", "Say which configuration predicts better, how surely."),

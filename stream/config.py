@@ -266,7 +266,10 @@ class Config:
 
 def _check_names(config: Config) -> None:
     if not config.label:
-        raise ValueError("no [label.KIND] is configured; name at least one, with its window_ms")
+        raise ValueError(
+            "no [label.KIND] is configured; name at least one, with its window_ms. A preset of a "
+            "method is joined to that of a data set: default+simtier (`millrace methods`)"
+        )
     if config.ranker.label not in config.label:
         raise ValueError(
             f"ranker.label is '{config.ranker.label}', expected one of {list(config.label)}"

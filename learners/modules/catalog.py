@@ -83,5 +83,12 @@ def build_modules(
     for name in modules_on(config):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed ^ zlib.crc32(name.encode()))
-            built.append((name, BUILDERS[name](spec, getattr(config, name), hidden)))
+            try:
+                module = BUILDERS[name](spec, getattr(config, name), hidden)
+            except ValueError as error:
+                text = str(error)
+                raise ValueError(
+                    text if text.startswith(f"{name}: ") else f"{name}: {text}"
+                ) from error
+            built.append((name, module))
     return built

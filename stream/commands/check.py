@@ -128,8 +128,16 @@ def _model(facts: dict[str, Any]) -> Table:
         _add(table, "item encoder", "none (items.dim = 0)")
     _add(table, "ranker", f"{ranker['name']}, trained on {ranker['label']}")
     _add(table, "inputs", f"{ranker['id_fields']} tables of ids, {ranker['dense_inputs']} numbers")
+    off = [
+        name for name, value in ranker["options"].items()
+        if isinstance(value, dict) and value.get("on") is False
+    ]  # fmt: skip
+    if off or ranker["modules"]:
+        _add(table, "modules on", ", ".join(ranker["modules"]) or "none")
+        _add(table, "modules off", f"{', '.join(off) or 'none'} (`millrace methods` tells of them)")
     for name, value in _flat(ranker["options"]):
-        _add(table, f"  {name}", str(value))
+        if name.partition(".")[0] not in off:
+            _add(table, f"  {name}", str(value))
     return table
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,21 @@ from numpy.typing import NDArray
 from embeddings.vector_codec import BadVector, decode_item_vector
 from infra.errors import InputError
 from learners import catalog
+from learners.learner import Learner
+from learners.net_learner import NetLearner
 from stream.codec import ClickDecoder, ImpressionDecoder
 from stream.codec_items import ItemEvent, decode_items
 from stream.codec_unknown import unknown_fields
 from stream.columns import EventColumns, EventKind
-from stream.composition import embedder_of
+from stream.composition import embedder_of, next_items_of
 from stream.config import CODES_PATH, Config, FeatureConfig
 from stream.feature_plan import ATTRIBUTE, FeaturePlan, plan
 from stream.join import JoinState
 from stream.keys import salted
+from stream.partition_clock import ClockLimits
 from stream.record_log import RecordLog
 from stream.records import RecordBatch
+from stream.validate_facts import Jumps
 
 CHUNK_RECORDS = 4_096
 _FROZEN = (
@@ -40,10 +44,12 @@ def facts_of(config: Config) -> Facts:
     made = plan(config)
     try:
         options = catalog.config_of(config.ranker.name, config.ranker.options)
-        catalog.build(config.ranker.name, made.spec, config.ranker.options)
+        learner = catalog.build(config.ranker.name, made.spec, config.ranker.options)
     except ValueError as error:
         raise InputError(f"[ranker]: {error}") from error
     encoder = config.items
+    version = embedder_of(config).version if encoder.dim else None
+    _check_files(config, learner, version)
     return {
         "features": [_feature(made, f) for f in config.feature],
         "counters": _counters(made),
@@ -56,17 +62,37 @@ def facts_of(config: Config) -> Facts:
         "times": _times(config),
         "items": {
             "content": encoder.dim > 0, "dim": encoder.dim, "seed": encoder.seed,
-            "encoder": embedder_of(config).version if encoder.dim else None,
+            "encoder": version,
             "attributes": list(encoder.attributes) or "all", "ignore": list(encoder.ignore),
             "numeric": list(encoder.numeric), "dtype": encoder.dtype,
         },
         "ranker": {
             "name": config.ranker.name, "label": config.ranker.label, "options": asdict(options),
+            "modules": [n for n, _ in learner.net.modules_on]
+            if isinstance(learner, NetLearner) else [],
             "dense_inputs": len(made.spec.dense), "id_fields": len(made.spec.fields),
         },
         "memory": _memory(made),
         "warnings": _warnings(config),
     }  # fmt: skip
+
+
+def _check_files(config: Config, learner: Learner, version: str | None) -> None:
+    """Raises InputError where a module's file is of other vectors, or `items.next` is amiss."""
+    if isinstance(learner, NetLearner):
+        try:
+            for _, module in learner.net.modules_on:
+                module.check_content(version or "")
+        except ValueError as error:
+            raise InputError(f"[ranker]: {error}") from error
+    if config.items.next:
+        items = next_items_of(config)
+        new = embedder_of(replace(config, items=items)).version if items.dim else None
+        if new is None or new == version:
+            raise InputError(
+                f"items.next '{config.items.next}': expected vectors of another encoder than the "
+                f"present '{version}', got '{new or 'none'}'"
+            )
 
 
 def _feature(made: FeaturePlan, f: FeatureConfig) -> Facts:
@@ -219,11 +245,15 @@ def log_facts(config: Config, path: Path) -> Facts:
     unknown: Counter[str] = Counter()
     kinds: Counter[str] = Counter()
     names = [f.path for f in config.feature if f.path.startswith(ATTRIBUTE)]
+    stream = config.stream
+    limits = ClockLimits(max_jump_ms=stream.max_jump_ms, max_future_ms=stream.max_future_ms)
+    jumps = Jumps(limits)
     for batches in log.batches(CHUNK_RECORDS):
         for batch in batches:
             if batch.tp.topic in (topics.impressions, topics.clicks):
                 is_shown = batch.tp.topic == topics.impressions
                 columns = (shown if is_shown else clicks).decode(batch)
+                jumps.take(batch.tp, columns)
                 spec = made.impression_spec if is_shown else made.click_spec
                 rejected.update(str(r.reason) for r in columns.rejected)
                 unknown.update(unknown_fields(batch, spec, every=1))
@@ -244,7 +274,8 @@ def log_facts(config: Config, path: Path) -> Facts:
         "share_with_field": shares, "unknown_fields": dict(unknown.most_common()),
         "click_kinds": dict(kinds.most_common()), "rejected_by_reason": dict(rejected),
         "warnings": [f"feature '{name}': no event has it" for name in absent]
-        + [f"label '{kind}': no click of this kind" for kind in config.label if not kinds[kind]],
+        + [f"label '{kind}': no click of this kind" for kind in config.label if not kinds[kind]]
+        + [line for line in (jumps.advice(),) if line],
     }  # fmt: skip
 
 

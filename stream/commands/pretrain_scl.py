@@ -97,6 +97,8 @@ def _run(given: _Given) -> None:
     torch.set_num_threads(given.threads)
     settings, window = _settings(given.objective, given.options), _window(given)
     config, until_ms = load_config(given.config_file, given.overrides), time_ms(given.until)
+    if not config.items.dim:
+        raise InputError("pretrain scl: items have no vectors: items.dim is 0; set it")
     encoder = raw_encoder_of(config.items)
     with progress("read") as tell:
         logged = read_interactions(

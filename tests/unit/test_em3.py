@@ -460,7 +460,7 @@ def test_settings_that_do_not_fit_are_refused(changes, words):
 
 
 def test_needs_a_history_of_items_and_vectors():
-    with pytest.raises(ValueError, match="no block"):
+    with pytest.raises(ValueError, match=r"em3: there are no item vectors; set items\.dim"):
         build(small_spec(content_dim=0), **SMALL)
     spec = small_spec()
     with pytest.raises(ValueError, match="no history"):
