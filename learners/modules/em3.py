@@ -21,6 +21,7 @@ from torch.nn import functional
 from infra.state import Part
 from learners.content_view import (
     ContentView,
+    PerStep,
     content_view,
     masked_softmax,
     picked_dots,
@@ -158,6 +159,8 @@ class Em3(Module):
         self.corrections = nn.ModuleList(Correction(config.dim, config.rank) for _ in range(n))
         self.to_hidden = zero_start(config.dim * (1 + 2 * n), hidden)
         self.to_logit = zero_start(config.dim * n, 1) if n else None
+        self.view = PerStep[ContentView]()
+        self.read = PerStep[tuple[I64, ...]]()
         self.contrast: ContentIdContrast | None = None
         self.cold = ContentToId(config.dim, self.item.dim) if config.cold_rows else None
         if config.contrast:
@@ -173,8 +176,9 @@ class Em3(Module):
             content_BD = content_BD.detach()
         shape = (self.config.dim,)
         parts, products = [functional.layer_norm(content_BD, shape)], []
-        for i, bag in enumerate(self.histories):
-            interest_BD = self._interest(i, x.step.bags_BL[bag], content_BD)
+        rows = self._rows(x.step)
+        for i, rows_BL in enumerate(rows):
+            interest_BD = self._interest(i, rows_BL, content_BD)
             parts.append(functional.layer_norm(interest_BD, shape))
             products.append(parts[0] * parts[-1])
         hidden_BH = self.to_hidden(torch.cat([*parts, *products], 1))
@@ -186,9 +190,14 @@ class Em3(Module):
 
     def _view(self, x: StepInputs) -> ContentView:
         last = self.blocks[-1]
-        return content_view(
+        return self.view.of(x, lambda: content_view(
             x.content, rows=len(x.flag_B), dim=last.start + last.dim, lengths=self.lengths
-        )
+        ))  # fmt: skip
+
+    def _rows(self, x: StepInputs) -> tuple[I64, ...]:
+        """Rows of the memory of each history's entries, as it is before the step is learned."""
+        bags = [x.bags_BL[i] for i in self.histories]
+        return self.read.of(x, lambda: tuple(self.memory.rows(keys_BL) for keys_BL in bags))
 
     def _made(self, vectors_NC: Tensor) -> Tensor:
         """The vectors c of content vectors: a token a block, masked where it is all zeros."""
@@ -198,14 +207,16 @@ class Em3(Module):
         out: Tensor = self.former(tokens, kept)
         return out
 
-    def _interest(self, history: int, keys_BL: I64, content_BD: Tensor) -> Tensor:
+    def _interest(self, history: int, rows_BL: I64, content_BD: Tensor) -> Tensor:
         """The interest u of one history."""
-        rows_BL = self.memory.rows(keys_BL)
-        own, places = np.unique(rows_BL, return_inverse=True)
         device = content_BD.device
-        # Of the memory as it is now: a later write must not change what a backward pass reads.
-        vectors_UD = torch.from_numpy(self.memory.vector_MD[own]).to(device)
-        bag_BL = torch.from_numpy(places.reshape(rows_BL.shape)).to(device)
+        # On the host the memory itself: nothing is written before the backward pass is over.
+        vectors, places_BL = self.memory.vector_MD, rows_BL
+        if device.type != "cpu":
+            own, flat = np.unique(rows_BL, return_inverse=True)
+            vectors, places_BL = vectors[own], flat.reshape(rows_BL.shape)
+        vectors_UD = torch.from_numpy(vectors).to(device)
+        bag_BL = torch.from_numpy(places_BL).to(device)
         kept_BL = torch.from_numpy(rows_BL != self.memory.none).to(device)
         correction = self.corrections[history]
         assert isinstance(correction, Correction)
@@ -249,13 +260,17 @@ class Em3(Module):
 
         With the weights from after the step; there is no dropout that could be in them.
         """
-        s, c = x.step, self.config
-        if not ok or s.content is None:
-            return
+        s = x.step
+        if ok and s.content is not None:
+            self._write_back(x, s)
+        self.view.forget()
+        self.read.forget()
+
+    def _write_back(self, x: NetInputs, s: StepInputs) -> None:
         rows_N, view = self._targets(s), self._view(s)
         keys_N, seen_N = _counted(s.ids_BF[:, self.item.column], s.flag_B, rows_N)
         at_N = view.target_B.numpy()[rows_N]
-        if self.histories and c.refresh_rows:
+        if self.histories and self.config.refresh_rows:
             more_keys, more_at = self._stale(s, view, keys_N)
             keys_N, at_N = np.concatenate([keys_N, more_keys]), np.concatenate([at_N, more_at])
             seen_N = np.concatenate([seen_N, np.zeros(len(more_keys), np.int64)])
@@ -272,10 +287,10 @@ class Em3(Module):
         learned_B = s.flag_B[: s.rows] > 0
         keys, at, ages = [], [], []
         half_ms = self.config.memory_age_ms // 2
-        for bag_BL, i in zip(view.bags_BL, self.histories, strict=True):
-            keys_BL = np.ascontiguousarray(s.bags_BL[i][: s.rows][learned_B])
+        for bag_BL, i, read_BL in zip(view.bags_BL, self.histories, self._rows(s), strict=True):
+            keys_BL = s.bags_BL[i][: s.rows][learned_B]
             at_BL = bag_BL.numpy()[: s.rows][learned_B]
-            rows_BL = self.memory.rows(keys_BL)
+            rows_BL = read_BL[: s.rows][learned_B]
             young = np.append(self.memory.written_ms_M, -(2**62))[rows_BL]
             old_BL = (rows_BL == self.memory.none) | (
                 bool(half_ms) & (self.memory.clock_ms - young > half_ms)

@@ -9,7 +9,6 @@ M maps, G generated features.
 
 from __future__ import annotations
 
-import functools
 import itertools
 from dataclasses import dataclass
 from typing import Literal
@@ -17,6 +16,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from learners.modules.small_max import window_max
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +86,8 @@ def generated(slots: int, config: GeneratorConfig) -> int:
 class Level(nn.Module):
     """One level: C = tanh(norm(conv(S) + b)), S' = max-pool(C), R = tanh(W S' + b).
 
+    As tanh never falls, S' is the tanh of what is pooled: the same numbers for half the work.
+
     Maps are [B, K, h C]: coordinate, field, channel. The convolution is a product with the banded
     matrix of its weights, the same for each coordinate: for tens of fields that costs less than
     windows, and its bits do not depend on how many rows there are, as an algorithm of conv2d may.
@@ -108,7 +111,7 @@ class Level(nn.Module):
         self.register_buffer("bands", bands, persistent=False)
 
     def convolved(self, maps_BKX: Tensor) -> Tensor:
-        """C [B, K, h C']: along the fields alone, zeros beyond the first and the last."""
+        """C before its tanh, [B, K, h C']: along the fields alone, zeros beyond the ends."""
         h, (before, after) = self.height, self.channels
         weight = self.conv.weight.view(after, before, self.config.kernel).permute(2, 1, 0)
         banded = (self.get_buffer("bands") @ weight.flatten(1)).view(h, h, before, after)
@@ -117,10 +120,10 @@ class Level(nn.Module):
         summed = summed.view(len(maps_BKX), self.width, h * after)
         if self.config.norm == "layer":
             summed = functional.layer_norm(summed, summed.shape[1:])
-        return torch.tanh(summed)
+        return summed
 
     def pool(self, maps_BKX: Tensor) -> Tensor:
-        """S [B, K, h' C]: the greatest of `pool` neighbours.
+        """The greatest of `pool` neighbours, [B, K, h' C].
 
         Rounding up, the first window is the one that lacks fields (for `pool` = 2 as the public
         layer of FuxiCTR has it); rounding down, the last fields that fill no window are left out.
@@ -130,12 +133,12 @@ class Level(nn.Module):
             maps_BKX = functional.pad(maps_BKX, (-self.height % p * c, 0), value=-torch.inf)
         else:
             maps_BKX = maps_BKX[:, :, : self.pooled * p * c]
-        windows = maps_BKX.reshape(len(maps_BKX), self.width, self.pooled, p, c).unbind(3)
-        return functools.reduce(torch.maximum, windows).flatten(2)
+        shape = (len(maps_BKX), self.width, self.pooled, p, c)
+        return window_max(maps_BKX.reshape(shape)).flatten(2)
 
     def forward(self, maps_BKX: Tensor) -> tuple[Tensor, Tensor]:
         """S' for the next level, and R [B, h' M, K]."""
-        pooled_BKX = self.pool(self.convolved(maps_BKX))
+        pooled_BKX = torch.tanh(self.pool(self.convolved(maps_BKX)))
         features = torch.tanh(self.recombine(pooled_BKX.flatten(1)))
         return pooled_BKX, features.view(len(features), self.features, self.width)
 

@@ -16,6 +16,7 @@ from learners.feature_spec import FeatureSpec, IdField
 from learners.metrics import auc_exact
 from learners.modules.fgcnn import FgcnnConfig, FieldRows
 from learners.modules.fgcnn_generator import Generator, GeneratorConfig, generated, heights
+from learners.modules.small_max import window_max
 from learners.net_inputs import NetInputs
 from learners.net_learner import NetLearner
 from learners.rankers.fgcnn import FgcnnNet, FgcnnRankerConfig
@@ -92,6 +93,25 @@ def test_windows_of_the_pool():
         assert level.pool(values).flatten().tolist() == expected
         # Never the padding's zero: all-negative neighbours stay negative.
         assert bool((level.pool(-1 - values.abs()) < 0).all())
+
+
+@pytest.mark.parametrize("p", (2, 3))
+def test_the_maximum_of_windows_and_its_gradient(p):
+    torch.manual_seed(0)
+    x = torch.randn(3, 4, 5, p, 6)
+    factors, found = torch.randn(3, 4, 5, 6), []
+    for form in (window_max, lambda x: x.max(3).values):
+        leaf = x.clone().requires_grad_()
+        out = form(leaf)
+        (out * factors).sum().backward()
+        found.append((out.detach(), leaf.grad))
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
+    equal = torch.zeros(1, 1, 1, p, 1, requires_grad=True)
+    window_max(equal).sum().backward()
+    assert equal.grad.flatten().tolist() == [1.0] + [0.0] * (p - 1)
+    x[0, 0, 0, 1, 0] = torch.nan
+    assert torch.isnan(window_max(x)[0, 0, 0, 0])
 
 
 def test_convolution_is_along_fields_and_recombination_everywhere():
