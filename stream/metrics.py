@@ -125,6 +125,7 @@ class PipelineProbe:
         self._to.total(t.EVENTS.name, pipeline.counts["events"])
         for reason, n in pipeline.rejected_by_reason.items():
             self._to.total(t.REJECTED.name, n, {t.ERROR_TYPE: reason})
+        self._to.total(t.CLOCK_JUMPS.name, pipeline.sequencer.clock_jumps)
         for row in pipeline.sequencer.export():
             if row["clock"]:
                 place = _place(TopicPartition(row["topic"], row["partition"]))

@@ -28,6 +28,21 @@ _compiled = cast("Callable[[_F], _F]", njit(cache=True, nogil=True, _nrt=False))
 CLOCK, AGREED, LAST_TS, LAST_USER, LAST_REQUEST, SIZE = range(6)
 NAMES = ("clock", "agreed", "last_ts", "last_user", "last_request")
 
+CUT_SHARE_USUAL = 0.01
+"""Share of events cut short above which gaps, not wrong clocks, are the likely reason."""
+
+
+def advice(cut: int, events: int, max_jump_ms: int) -> str | None:
+    """What to set where many events were ahead of the clock; None where few were."""
+    if cut <= CUT_SHARE_USUAL * events:
+        return None
+    return (
+        f"{cut:,} of {events:,} events were over {max_jump_ms:,} ms ahead of their partition's "
+        "clock, which follows late: labels settle late, and what the model reads is old. Where "
+        "such gaps are usual, set stream.max_jump_ms to the longest of them; where not, clocks of "
+        "senders are wrong"
+    )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClockLimits:

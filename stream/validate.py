@@ -24,9 +24,10 @@ from stream.codec_unknown import unknown_fields
 from stream.columns import I64, EventColumns, EventKind, Reason, Rejected
 from stream.events import TopicRole
 from stream.keys import key_of
+from stream.partition_clock import ClockLimits
 from stream.record_log import RecordLog
 from stream.records import RecordBatch
-from stream.validate_facts import Clicks, Clocks, Shown, join_facts, shown_facts
+from stream.validate_facts import Clicks, Clocks, Jumps, Shown, join_facts, shown_facts
 
 CHUNK_RECORDS: Final = 16_384
 EXAMPLES_MAX: Final = 20
@@ -44,6 +45,7 @@ class ValidateConfig:
     windows_ms: Mapping[str, int] = field(default_factory=dict)
     default_window_ms: int = 900_000
     max_future_ms: int = 3_600_000
+    max_jump_ms: int = 600_000
     paths: tuple[str, ...] = ()
     topics: Mapping[str, TopicRole] = field(
         default_factory=lambda: {role.value: role for role in TopicRole}
@@ -65,6 +67,9 @@ class _Tally:
         self.examples: list[dict[str, Any]] = []
         self.fields: Counter[str] = Counter()
         self.clocks = Clocks(config.lateness_ms)
+        self.jumps = Jumps(
+            ClockLimits(max_jump_ms=config.max_jump_ms, max_future_ms=config.max_future_ms)
+        )
         self.shown: list[Shown] = []
         self.clicks: list[Clicks] = []
         self.items: list[I64] = []
@@ -95,6 +100,7 @@ class _Tally:
             self.events[batch.tp.topic, EventKind(kind).name.lower()] += int(n)
         self._reject(batch, columns.rejected)
         self.clocks.take(batch.tp, columns.ts_ms_n[columns.kind_n != EventKind.REJECTED])
+        self.jumps.take(batch.tp, columns)
         if is_click:
             self.clicks.append(_clicks_of(columns))
         else:
@@ -201,6 +207,7 @@ def _report(
         "clicks": join_facts(shown, Clicks.joined(tally.clicks), kinds, windows),
         "items": _item_facts(tally.items, shown),
         "disorder": tally.clocks.facts(),
+        "jumps": tally.jumps.facts(),
         "fields": fields,
         "missing_fields": [
             path

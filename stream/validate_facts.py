@@ -12,7 +12,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from stream.columns import I64
+from stream.columns import I64, EventColumns
+from stream.partition_clock import ClockLimits, PartitionClock, advice
 from stream.records import TopicPartition
 
 POSITIONS_MAX = 50
@@ -100,6 +101,38 @@ class Clocks:
             "lag_max_ms": int(everything.max(initial=0)),
             "lag_p99_ms": float(np.percentile(everything, 99)) if len(everything) else 0.0,
             "by_partition": by_partition,
+        }
+
+
+class Jumps:
+    """Events that claim a later time than their partition's clock goes along with."""
+
+    def __init__(self, limits: ClockLimits) -> None:
+        self._limits = limits
+        self._clocks: dict[TopicPartition, PartitionClock] = {}
+        self._events = self._cut = self._behind_max_ms = 0
+
+    def take(self, partition: TopicPartition, columns: EventColumns) -> None:
+        """Add events of one partition, in its order."""
+        clock = self._clocks.setdefault(partition, PartitionClock())
+        walk = clock.walk(columns, 0, self._limits)
+        behind_n = columns.ts_ms_n[walk.cut_n] - walk.clock_n[walk.cut_n]
+        self._events += len(columns)
+        self._cut += len(walk.cut_n)
+        self._behind_max_ms = max(self._behind_max_ms, int(behind_n.max(initial=0)))
+
+    def advice(self) -> str | None:
+        """A line where they are more than few."""
+        return advice(self._cut, self._events, self._limits.max_jump_ms)
+
+    def facts(self) -> dict[str, Any]:
+        """How many, and how far the clock was behind them at most."""
+        return {
+            "max_jump_ms": self._limits.max_jump_ms,
+            "events": self._events,
+            "cut": self._cut,
+            "behind_max_ms": self._behind_max_ms,
+            "advice": self.advice(),
         }
 
 

@@ -21,6 +21,7 @@ from infra.errors import InputError
 from stream.composition import behaviour_until_ms, load_config
 from stream.config import Config
 from stream.evaluation import EvaluationOptions
+from stream.partition_clock import advice
 from stream.replay.report import counts_of, evaluation_of, write_json
 from stream.replay.runner import Replay, ReplayConfig, ReplayResult
 from stream.report.pages import write_pages
@@ -139,6 +140,12 @@ def _warn_of_foresight(config: Config, from_ms: int | None) -> None:
         )
 
 
+def _warn_of_jumps(config: Config, content: dict[str, Any]) -> None:
+    line = advice(content["clock_jumps"], content["events"], config.stream.max_jump_ms)
+    if line is not None:
+        click.echo(f"warning: {line}", err=True)
+
+
 @click.command("replay")
 @click.argument("logs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--report", required=True, type=click.Path(path_type=Path, file_okay=False),
@@ -203,6 +210,7 @@ def command(  # one parameter an option
     content["title"] = f"Replay of {logs[0].name}"
     write_json(report / "report.json", content)
     _warn_of_foresight(config, content["evaluation"]["from_ms"])
+    _warn_of_jumps(config, content)
     write_pages(content, report)
     wide_console().print(table_of(content))
     click.echo(

@@ -48,6 +48,7 @@ def _configured(file: Path) -> ValidateConfig:
         windows_ms={kind: label.window_ms for kind, label in config.label.items()},
         default_window_ms=config.window_ms,
         max_future_ms=config.stream.max_future_ms,
+        max_jump_ms=config.stream.max_jump_ms,
         paths=tuple(feature.path for feature in config.feature),
         topics={
             topics.impressions: TopicRole.IMPRESSIONS,
@@ -102,6 +103,8 @@ def _show(report: dict[str, Any]) -> None:
     title = f"disorder (late: {report['disorder']['lateness_ms']} ms behind the partition's clock)"
     columns = ("partition", "events", "behind", "lag max ms", "late", "late share")
     console.print(_table(title, _disorder_rows(report), columns))
+    if report["jumps"]["advice"]:
+        console.print(f"warning: {report['jumps']['advice']}", markup=False, style="yellow")
     positions = ", ".join(f"{p}: {n:,}" for p, n in list(shown["positions"].items())[:10])
     console.print(f"positions  {positions}", markup=False)
     console.print(f"fields     {', '.join(report['fields']) or 'none'}", markup=False)

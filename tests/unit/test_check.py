@@ -107,6 +107,14 @@ def test_retention_must_outlast_snapshots_twice(hours, warned):
     assert any("retention_hours" in line for line in lines) == warned
 
 
+def test_a_log_whose_gaps_the_clock_follows_late_is_warned_of(config, tmp_path, capsys):
+    log = write_log(tmp_path / "a.parquet", samples=50)
+    given = ("--config", config, "--log", log)
+    for jump, told in ((600_000, 0), (1, 1)):
+        facts = check(capsys, *given, "--set", f"stream.max_jump_ms={jump}")
+        assert sum("set stream.max_jump_ms" in line for line in facts["warnings"]) == told
+
+
 def test_a_log_says_how_many_events_have_each_field(config, tmp_path, capsys):
     log = write_log(tmp_path / "a.parquet", samples=50)
     found = check(capsys, "--config", config, "--log", log)["log"]

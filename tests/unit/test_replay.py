@@ -179,6 +179,16 @@ def test_wrong_input_is_one_line_and_code_two(log, config, tmp_path, capsys, arg
     assert not (tmp_path / "r" / "report.json").exists()
 
 
+def test_a_clock_that_follows_late_is_told(log, config, tmp_path, capsys):
+    """A limit below the usual step between two events."""
+    for jump, told in ((600_000, False), (1, True)):
+        given = [log, "--config", config, "--report", tmp_path / "r"]
+        given += ["--set", "ranker.name=base_rate", "--set", f"stream.max_jump_ms={jump}"]
+        assert run(*given) == 0
+        assert ("set stream.max_jump_ms" in capsys.readouterr().err) == told
+        assert (report_of(tmp_path / "r")["clock_jumps"] > SAMPLES / 100) == told
+
+
 def test_the_configuration_that_is_printed_loads_again(log, config, tmp_path, capsys):
     assert run(log, "--config", config, "--report", tmp_path / "r", "--print-config") == 0
     printed = tmp_path / "printed.toml"

@@ -200,6 +200,26 @@ def test_the_command_reads_a_configuration(tmp_path: Path) -> None:
     assert found["clicks"]["by_kind"]["click"]["positives"] == 1
 
 
+def test_gaps_that_the_clock_follows_late_are_told(tmp_path: Path) -> None:
+    """Requests three hours apart: from the second gap on, the clock is one gap behind."""
+    hours = [-9, -6, -3, 0]
+    path = log_of(
+        tmp_path / "log.parquet",
+        [("impressions", 0, shown(i, 1, h * 3_600_000, user_id=i)) for i, h in enumerate(hours)],
+    )
+    log = RecordLog(path)
+    found = validate(log, ValidateConfig(max_future_ms=10**9))["jumps"]
+    assert (found["events"], found["cut"]) == (4, 3)
+    assert found["behind_max_ms"] == 3 * 10_800_000 - 3 * 600_000
+    found = validate(log, ValidateConfig())["jumps"]
+    assert (found["cut"], found["behind_max_ms"]) == (3, 10_800_000 - 600_000)
+    usual = validate(log, ValidateConfig(max_jump_ms=10_800_000))["jumps"]
+    assert (usual["cut"], usual["behind_max_ms"], usual["advice"]) == (0, 0, None)
+    text = CliRunner().invoke(command, [str(path)]).output
+    assert "warning: 3 of 4 events" in text
+    assert "stream.max_jump_ms" in text
+
+
 def test_the_command_refuses_what_is_no_log(tmp_path: Path) -> None:
     result = CliRunner().invoke(command, [str(tmp_path / "absent")])
     assert isinstance(result.exception, RecordLogUnusable)
