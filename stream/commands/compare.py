@@ -17,6 +17,7 @@ from rich.table import Table
 from infra import config as loader
 from infra.errors import InputError
 from stream.commands.replay import offset_minutes, package_version, time_ms, wide_console
+from stream.commands.vector_notes import notes_of
 from stream.composition import load_config
 from stream.replay.arms import Arm, differ_in_content_only, distinct, placebos, published
 from stream.replay.compare import Pass, run_passes
@@ -127,6 +128,16 @@ def table_of(evaluation: dict[str, Any]) -> Table:
     return table
 
 
+def _tell_of_vectors(arms: Sequence[Arm], evaluation: dict[str, Any]) -> None:
+    """Once each: arms often have the same vectors."""
+    lines = {
+        line: None for arm in arms if arm.permutation is None
+        for line in notes_of(arm.config, evaluation)
+    }  # fmt: skip
+    for line in lines:
+        click.echo(f"warning: {line}", err=True)
+
+
 @click.command("compare")
 @click.argument("inputs", nargs=-1, required=True, metavar="CONFIG... LOG...")
 @click.option("--report", required=True, type=click.Path(path_type=Path, file_okay=False),
@@ -206,6 +217,7 @@ def command(  # one parameter an option
     evaluation = evaluated(passes, arms, options)
     content = report_of(evaluation, passes, options)
     write_json(report / "report.json", content)
+    _tell_of_vectors(arms, evaluation)
     write_pages(content, report)
     console = wide_console()
     console.print(table_of(evaluation))
