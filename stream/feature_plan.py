@@ -170,7 +170,8 @@ def with_served(plan: FeaturePlan, layout: ServedLayout) -> FeaturePlan:
     shape = plan.shape
     return replace(
         plan, served=layout, impression_spec=replace(plan.impression_spec, served=source),
-        shape=replace(shape, ids=shape.ids + 1, dense=shape.dense + layout.width),
+        shape=replace(shape, ids=shape.ids + 1, dense=shape.dense + layout.width,
+                      served=layout.width),
     )  # fmt: skip
 
 

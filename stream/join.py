@@ -28,7 +28,8 @@ class JoinShape:
     """Widths of the arrays.
 
     Id fields, several-valued places, dense fields, label kinds, all click kinds, counters, decayed
-    counters, and the lengths of the histories.
+    counters, and the lengths of the histories. `served`: how many of `dense`, the last ones, and
+    with them the last of `ids`, are what servers logged.
     """
 
     ids: int
@@ -39,6 +40,7 @@ class JoinShape:
     counters: int
     decayed: int
     histories: tuple[int, ...]
+    served: int = 0
 
 
 class JoinState:
@@ -251,7 +253,8 @@ class JoinState:
                    "scalars": s.copy(), "tallies": q.tallies.copy()}  # fmt: skip
         names = [[key, *self.names[key]] for key in sorted(self.names)]
         meta = {"slots": len(self.opened.key), "names": names,
-                "truncated_histories": self.truncated_histories}  # fmt: skip
+                "truncated_histories": self.truncated_histories,
+                "served": self.shape.served}  # fmt: skip
         return [
             Part(name="join", part_class="train", arrays=arrays, meta=meta),
             self.users.export(int(s[k.N_USERS])),
@@ -271,6 +274,7 @@ class JoinState:
         opened = _open_arrays(self.shape, slots)
         for name in k.Open._fields:
             target, source = getattr(opened, name), part.array(f"open_{name}")
+            source = _with_served(name, source, part.meta.get("served", 0), self.shape.served)
             if target.shape[1:] != source.shape[1:] or target.dtype != source.dtype:
                 raise ValueError(
                     f"part 'join', array 'open_{name}': expected rows of {target.shape[1:]} "
@@ -320,6 +324,15 @@ def _open_arrays(shape: JoinShape, n: int) -> k.Open:
         decayed=f32(shape.decayed, 1 + shape.labels), history_seq=i64(len(shape.histories)),
         gap_ms=i64(), session_position=i64(), clicked=i64(), interactions=i64(2),
     )  # fmt: skip
+
+
+def _with_served(name: str, given: NDArray[Any], had: int, want: int) -> NDArray[Any]:
+    """Rows of open impressions with `want` logged numbers: zeros, where there were not as many."""
+    if had == want or name not in ("ids", "dense"):
+        return given
+    old, new = (int(had > 0), int(want > 0)) if name == "ids" else (had, want)
+    kept = given[:, : given.shape[1] - old]
+    return np.concatenate([kept, np.zeros((len(kept), new), kept.dtype)], axis=1)
 
 
 def _room(array: NDArray[Any], n: int) -> NDArray[Any]:

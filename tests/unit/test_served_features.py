@@ -26,7 +26,7 @@ from stream.scoring import Scorer
 from tests.support.batches import BatchMaker, small_spec
 from tests.support.logs import write_log
 from tests.support.records import T0, batch_of, impression, impressions_decoder
-from tests.support.replays import ranked_config, replay
+from tests.support.replays import Killed, ranked_config, replay
 
 CPU = torch.device("cpu")
 WIDE = ServedSource(name="simtier", width=3)
@@ -297,6 +297,26 @@ def test_scores_come_with_what_is_to_be_logged(watched: Any) -> None:
                                                     "features": {"simtier": wrong}}}])  # fmt: skip
         assert skewed.logit_n.tobytes() != scores.logit_n.tobytes()
         np.testing.assert_array_equal(skewed.served.values_nN, scores.served.values_nN)
+
+
+def test_a_running_model_takes_it_on_and_gives_it_up(tmp_path: Any) -> None:
+    log = write_log(tmp_path / "a.parquet", samples=400)
+
+    def config(**more: Any) -> Any:
+        options = {"device": "cpu", "simtier": {"on": True, "recent": [2], **more}}
+        return ranked_config(
+            snapshot={"every_samples": 150, "keep": 9},
+            ranker={"name": "id_content", "label": "click", "options": options, "grow": True},
+        )
+
+    for first, then in (({}, {"served": True}), ({"served": True}, {})):
+        folder = tmp_path / f"r{len(first)}"
+        with pytest.raises(Killed):
+            replay(config(**first), (log,), folder, kill_after=20, chunk_records=29, snapshots=True)
+        resumed = replay(config(**then), (log,), folder, resume=True)
+        straight = replay(config(), (log,), tmp_path / f"s{len(first)}")
+        assert resumed.composition.pipeline.ledger.samples == 400
+        assert weights(resumed) == weights(straight)
 
 
 def test_a_plan_without_it_is_as_it_was() -> None:
