@@ -18,7 +18,8 @@ from rich.table import Table
 from infra import config as loader
 from infra.config_text import render
 from infra.errors import InputError
-from stream.composition import behaviour_until_ms, load_config
+from stream.commands.vector_notes import notes_of
+from stream.composition import load_config
 from stream.config import Config
 from stream.evaluation import EvaluationOptions
 from stream.partition_clock import advice
@@ -128,18 +129,6 @@ def table_of(report: dict[str, Any]) -> Table:
     return table
 
 
-def _warn_of_foresight(config: Config, from_ms: int | None) -> None:
-    """Say so where item vectors were learned from behaviour inside the evaluated span."""
-    until_ms = behaviour_until_ms(config.items)
-    if until_ms is not None and from_ms is not None and from_ms < until_ms:
-        until = dt.datetime.fromtimestamp(until_ms / 1000, dt.UTC).isoformat()
-        click.echo(
-            f"the item vectors were learned from behaviour until {until}: impressions before that "
-            "are predicted with knowledge of the future; evaluate later ones (--evaluate-from)",
-            err=True,
-        )
-
-
 def _warn_of_jumps(config: Config, content: dict[str, Any]) -> None:
     line = advice(content["clock_jumps"], content["events"], config.stream.max_jump_ms)
     if line is not None:
@@ -209,7 +198,8 @@ def command(  # one parameter an option
         result.composition.close()
     content["title"] = f"Replay of {logs[0].name}"
     write_json(report / "report.json", content)
-    _warn_of_foresight(config, content["evaluation"]["from_ms"])
+    for line in notes_of(config, content["evaluation"]):
+        click.echo(f"warning: {line}", err=True)
     _warn_of_jumps(config, content)
     write_pages(content, report)
     wide_console().print(table_of(content))
