@@ -33,7 +33,7 @@ def arms_of(
 ) -> list[Arm]:
     """Arms of the configurations, then variants of the first one; raises InputError."""
     files = list(configs) or ["default"]
-    names = distinct([Path(file).stem if Path(file).is_file() else file for file in files])
+    names = distinct([_name_of(file) for file in files])
     arms = [
         Arm(name=name, config=load_config(file, overrides))
         for name, file in zip(names, files, strict=True)
@@ -47,6 +47,13 @@ def arms_of(
             raise InputError(f"--arm '{name}': a configuration has that name; choose another")
         arms.append(Arm(name=name, config=load_config(files[0], (*overrides, *own))))
     return arms
+
+
+def _name_of(file: str) -> str:
+    """A configuration's name: of files what is between folder and suffix, joined as they are."""
+    if Path(file).is_file():
+        return Path(file).stem
+    return "+".join(Path(p).stem if Path(p).suffix else p for p in file.split("+"))
 
 
 def report_of(

@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from stream.cli import run
+from stream.commands.compare import arms_of
 from tests.support.replays import envelope_log, ranked_config, write_config
 from tests.support.streams import T0
 
@@ -57,6 +58,7 @@ def test_an_arm_against_itself_differs_by_nothing(log, config, tmp_path):
     assert pair["decision"]["winner"] is None
 
 
+@pytest.mark.slow
 def test_published_copies_and_placebos_are_named_and_shown(log, config, tmp_path):
     report = tmp_path / "r"
     assert run(["compare", config, log, "--report", str(report), "--resamples", "20",
@@ -101,3 +103,11 @@ def test_what_cannot_be_compared_is_refused_in_a_line(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_arms_are_named_after_files_without_their_folders(tmp_path):
+    change = tmp_path / "beh.toml"
+    change.write_text("[items]\ndim = 64\n")
+    arms = arms_of([f"default+{change}", f"default+simtier+{change}"], [], ())
+    assert [arm.name for arm in arms] == ["default+beh", "default+simtier+beh"]
+    assert {arm.config.items.dim for arm in arms} == {64}
