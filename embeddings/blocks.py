@@ -15,6 +15,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from embeddings.encoders.protocol import Encoder, Loadable, read_of, refusals
+from embeddings.encoders.wrapped import Wrapped
 from embeddings.fusion import Means, centred, projected
 from embeddings.item_content import ItemContent
 
@@ -25,35 +26,12 @@ KEPT_VERSION_MARK: Final = "+kept-"
 """Stands between the main encoder's version and what is kept, in a version."""
 
 
-class Once:
+class Once(Wrapped):
     """An encoder that two readers share: what it gave for the same batch is not encoded again."""
 
     def __init__(self, encoder: Encoder) -> None:
-        self._encoder = encoder
+        super().__init__(encoder)
         self._last: tuple[Sequence[ItemContent], tuple[F32, Bools]] | None = None
-
-    @property
-    def version(self) -> str:
-        """The encoder's."""
-        return self._encoder.version
-
-    @property
-    def dim(self) -> int:
-        """The encoder's."""
-        return self._encoder.dim
-
-    def load(self) -> None:
-        """Read the encoder's weights; raises EncoderUnavailable."""
-        if isinstance(self._encoder, Loadable):
-            self._encoder.load()
-
-    def read_of(self, item: ItemContent) -> object:
-        """What the encoder reads."""
-        return read_of(self._encoder, item)
-
-    def refusals(self) -> Mapping[str, int]:
-        """What the encoder could not use, by reason."""
-        return refusals(self._encoder)
 
     def encode_many(self, items: Sequence[ItemContent]) -> tuple[F32, Bools]:
         """As the encoder; of the very list that came last, what it gave then."""

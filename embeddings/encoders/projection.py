@@ -15,7 +15,8 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from embeddings.encoders.protocol import Encoder, Loadable, read_of, refusals
+from embeddings.encoders.protocol import Encoder
+from embeddings.encoders.wrapped import Wrapped
 from embeddings.item_content import ItemContent
 from infra.array_file import FileKind, array_file, check_format, write_array_file
 from infra.errors import InputError
@@ -96,7 +97,7 @@ class Projection:
         return unit_O
 
 
-class ProjectedEncoder:
+class ProjectedEncoder(Wrapped):
     """An encoder whose vectors pass through a projection; an item without one still has none."""
 
     def __init__(self, encoder: Encoder, projection: Projection) -> None:
@@ -107,7 +108,8 @@ class ProjectedEncoder:
                 f"{projection.given_dim}, but the configured one is '{encoder.version}' of "
                 f"dimension {encoder.dim}; configure that encoder, or train the projection anew"
             )
-        self._encoder, self._projection = encoder, projection
+        super().__init__(encoder)
+        self._projection = projection
 
     @property
     def version(self) -> str:
@@ -118,19 +120,6 @@ class ProjectedEncoder:
     def dim(self) -> int:
         """Length of every vector."""
         return self._projection.dim
-
-    def load(self) -> None:
-        """Read the weights of the encoder below; raises EncoderUnavailable."""
-        if isinstance(self._encoder, Loadable):
-            self._encoder.load()
-
-    def read_of(self, item: ItemContent) -> object:
-        """What the encoder below reads."""
-        return read_of(self._encoder, item)
-
-    def refusals(self) -> Mapping[str, int]:
-        """Contents that the encoder below could not use, by reason."""
-        return refusals(self._encoder)
 
     def encode_many(self, items: Sequence[ItemContent]) -> tuple[F32, NDArray[np.bool_]]:
         """`vectors_BD` float32 of unit length and `present_B`."""
