@@ -36,7 +36,7 @@ def grown_table(
     if come or gone or kept != [f for f in fields if f in was]:
         raise ValueError(
             f"part '{serve.name}': fields {was}, but the configuration has {list(fields)}; only "
-            "fields of modules can be begun or dropped"
+            "fields of modules can be begun or dropped, and those that stay keep their order"
         )
     to_field = np.array([fields.index(f) if f in fields else -1 for f in was], np.int64)
     to_row = _row_map(to_field, len(fields))

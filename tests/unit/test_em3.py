@@ -170,8 +170,11 @@ def test_same_as_attention_and_norm_of_torch(queries, layers, heads):
 
 
 def test_the_click_loss_reaches_every_weight():
-    """Check 6: after one step, for before it all goes through zeros; vectors get no gradient."""
-    learner, stream = build(**{**SMALL, "contrast": 0.01}), FewItems(9)
+    """Check 6: after one step, for before it all goes through zeros; vectors get no gradient.
+
+    Without the contrast: it is the click loss that gets there.
+    """
+    learner, stream = build(**{**SMALL, "contrast": 0.0, "queries": 2}), FewItems(9)
     before = {n: p.detach().clone() for n, p in learner.net.named_parameters()}
     for _ in range(4):
         learner.learn_many(stream.batch(64))
@@ -346,12 +349,27 @@ def test_what_scoring_reads_is_what_the_former_makes():
     assert 0 < counts["em3_memory_cosine_hour"] <= 1_000
 
 
+def test_staleness_is_told_by_age():
+    """Check 12: cosines of a vector and the one it replaces, by how old that was."""
+    memory, hour = ContentMemory(8, 2, 0), 3_600_000
+    one = np.ones(1, np.int64)
+    x, y = np.array([[1.0, 0.0]], np.float32), np.array([[0.6, 0.8]], np.float32)
+    at = 0
+    for later, vector in ((0, x), (1, x), (hour, y), (30 * hour, x), (31 * hour, x)):
+        at += later
+        memory.write(one * 5, vector, one, clock_ms=at, step=1)
+    counts = memory.counts()
+    assert [counts[f"memory_rewritten_{age}"] for age in ("hour", "day", "more")] == [1, 1, 2]
+    assert [counts[f"memory_cosine_{age}"] for age in ("hour", "day", "more")] == [1000, 600, 800]
+
+
 def test_refreshes_are_bounded():
     learner, stream = build(**SMALL, refresh_rows=10), PlantedContent(9)
     learner.learn_many(stream.batch(64))
     assert learner.counts()["em3_memory_rows"] == 64 + 10
 
 
+@pytest.mark.slow
 def test_sees_a_signal_that_is_in_content_alone():
     """Items of few, known kinds, so that histories are in the memory when they are read."""
     without = last_losses(build(), FewItems(9), 150)
@@ -360,6 +378,7 @@ def test_sees_a_signal_that_is_in_content_alone():
     assert with_it < without - 0.08
 
 
+@pytest.mark.slow
 def test_contrast_brings_ids_and_content_together():
     """Check 11: of matched pairs more than of others, and found again above chance."""
     spec = small_spec()
@@ -467,6 +486,7 @@ def test_needs_a_history_of_items_and_vectors():
         build(dataclasses.replace(spec, bags=spec.bags[1:]), **SMALL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", EVERY_LEARNER, ids=lambda check: check.__name__)
 def test_keeps_the_contract_when_items_give_way_and_age(check):
     em3 = {
@@ -481,6 +501,7 @@ def test_keeps_the_contract_when_items_give_way_and_age(check):
     check(lambda: catalog.build("id_content", small_spec(), {"device": "cpu", "em3": em3}))
 
 
+@pytest.mark.slow
 def test_learns_rows_by_heart():
     learner, stream = build(**SMALL, contrast=0.0), PlantedContent(3)
     batch = stream.batch(48, ts_ms=START_MS)
@@ -503,6 +524,7 @@ def test_the_regression_finds_a_linear_map():
     np.testing.assert_allclose(cold.rows(vectors), expected, atol=0.1)
 
 
+@pytest.mark.slow
 def test_rows_of_new_items_begin_at_what_their_content_says():
     """Beside a ranker without the option: the same but for the rows of items new in this step."""
     spec, learners = small_spec(), {}

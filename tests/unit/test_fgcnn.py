@@ -24,6 +24,7 @@ from learners.step_inputs import narrowed
 from tests.conformance.learner_checks import (
     EVERY_LEARNER,
     maker,
+    trained,
 )
 from tests.support.batches import BatchMaker, keys_of, small_spec
 
@@ -31,6 +32,11 @@ AVAZU = {"channels": (14, 16, 18, 20), "kernel": 7, "maps": 3, "norm": "none"}
 CRITEO = {"channels": (38, 40, 42, 44), "kernel": 9, "maps": 3, "norm": "none"}
 TOY = {"channels": (6, 8), "kernel": 3, "maps": 2, "norm": "none"}
 SMALL = {"on": True, "fields": ["item", "user"], "channels": [3], "kernel": 3, "dim": 8}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
 
 
 @pytest.mark.parametrize(
@@ -224,6 +230,7 @@ def test_products_are_the_upper_triangle():
     assert (net.products(fields) - whole[:, upper[0], upper[1]]).abs().max() < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", EVERY_LEARNER, ids=lambda check: check.__name__)
 def test_contract_with_rows_of_its_own(check):
     check(maker("id_content", fgcnn=SMALL))
@@ -319,6 +326,44 @@ def test_another_order_is_another_model_and_spare_slots_take_new_fields():
         turned.apply({part.name: part for part in other.export_full()})
 
 
+def spared(fields: list[str], spare: int, *, grows: bool) -> NetLearner:
+    """A ranker whose generator has rows of its own for some fields, and room for more."""
+    options = {**SMALL, "fields": fields, "spare": spare}
+    learner = catalog.build("id_content", small_spec(), {"device": "cpu", "fgcnn": options})
+    assert isinstance(learner, NetLearner)
+    learner.grows = grows
+    return learner
+
+
+def test_a_running_model_takes_a_field_into_a_spare_slot():
+    """Its rows are new and small, all others stay; in another place it is refused."""
+    running, stream = spared(["item", "user"], 1, grows=False), BatchMaker(small_spec())
+    for _ in range(8):
+        running.learn_many(stream.batch(40))
+    state = {part.name: part for part in running.export_full()}
+    grown = spared(["item", "user", "tab"], 0, grows=True)
+    grown.apply(state)
+    assert torch.equal(grown.adam.w, running.adam.w)
+    batch = stream.batch(50)
+    before, after = running.predict_many(batch), grown.predict_many(batch)
+    assert float((after - before).abs().max()) < 0.02 * float(before.std())
+    table = grown.tables[1]
+    number = [f.name for f in table.fields].index("fgcnn.tab")
+    grown.learn_many(batch)
+    first = table.weight_RD[number].clone()
+    rows = np.flatnonzero(table.ids.field_R[: table.ids.high] == number)
+    assert len(rows) > 1  # the shared row, and one for each of the tabs that were seen
+    weights = table.weight_RD[torch.from_numpy(rows)].clone()
+    grown.learn_many(stream.batch(50))
+    assert bool((table.weight_RD[torch.from_numpy(rows)] != weights).any())
+    assert torch.equal(table.weight_RD[number], first)
+    refused = ((["item", "user", "tab"], 0, False), (["user", "item", "tab"], 0, True),
+               (["tab", "item", "user"], 0, True), (["item"], 2, True))  # fmt: skip
+    for fields, spare, grows in refused:
+        with pytest.raises(ValueError, match=r"fields \['"):
+            spared(fields, spare, grows=grows).apply(state)
+
+
 @pytest.mark.parametrize(
     ("options", "match"),
     (
@@ -344,6 +389,7 @@ def test_misfits_with_the_spec_are_refused():
         heights(3, GeneratorConfig(channels=(2, 2, 2)))
 
 
+@pytest.mark.slow
 def test_overfits_a_few_rows():
     spec, rng = spec_of(6), np.random.default_rng(3)
     options = {"device": "cpu", "adam": {"averaged_rows": 0}, "dense": False, "dim": 8}
@@ -371,6 +417,7 @@ def auc_after(name: str, places: tuple[int, int], **options: object) -> float:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("places", ((3, 4), (0, 7)), ids=["neighbours", "far apart"])
 def test_planted_interaction_is_seen(places):
     """Each field alone tells nothing: a linear model is blind to their XOR, the generator is not.
@@ -384,3 +431,86 @@ def test_planted_interaction_is_seen(places):
     assert auc_after("fgcnn", places, **net, generator=generator, dim=8) > 0.97
     module = {"on": True, **generator}
     assert auc_after("id_content", places, **net, cross_layers=0, fgcnn=module) > 0.97
+
+
+def test_products_do_not_depend_on_the_order_of_the_fields():
+    """Order matters to the generator alone: IPNN with its columns turned alike says the same."""
+    spec, n, k = spec_of(5), 5, 8
+    nets = [FgcnnNet(spec, FgcnnRankerConfig(dim=k, generate=False, dense=False)) for _ in range(2)]
+    order = [3, 0, 4, 1, 2]
+    pairs = [(a, b) for a in range(n) for b in range(a + 1, n)]
+    place = {pair: i for i, pair in enumerate(pairs)}
+    columns = [order[a] * k + d for a in range(n) for d in range(k)]
+    columns += [n * k + place[min(order[a], order[b]), max(order[a], order[b])] for a, b in pairs]
+    with torch.no_grad():
+        nets[1].load_state_dict(nets[0].state_dict())
+        nets[1].mlp[0].weight[:, : len(columns)] = nets[0].mlp[0].weight[:, columns]
+        for net in nets:
+            net.out.weight.fill_(0.3)
+        rows = torch.randn(16, n, k)
+        plain, turned = nets[0](inputs(rows)), nets[1](inputs(rows[:, order]))
+        assert (plain - turned).abs().max() < 1e-5
+        assert (nets[0](inputs(rows[:, order])) - plain).abs().max() > 1e-3
+
+
+class Flat(nn.Module):
+    """A linear head on what the generator makes: it can find no interaction by itself."""
+
+    def __init__(self, *, recombines: bool) -> None:
+        super().__init__()
+        torch.manual_seed(4)
+        config = GeneratorConfig(channels=(6,), kernel=3, maps=2, norm="none")
+        self.rows = nn.Parameter(0.5 * torch.randn(8, 2, 4))
+        self.generator, self.recombines = Generator(8, 4, config), recombines
+        self.head = nn.Linear(self.width(), 1)
+
+    def features(self, values_BF: torch.Tensor) -> torch.Tensor:
+        """R, or the pooled maps of the convolution alone."""
+        fields = self.rows[torch.arange(8), values_BF]
+        pooled, found = self.generator.levels[0](fields.transpose(1, 2))
+        return found if self.recombines else pooled
+
+    def width(self) -> int:
+        return self.features(torch.zeros(1, 8, dtype=torch.int64)).numel()
+
+    def forward(self, values_BF: torch.Tensor) -> torch.Tensor:
+        return self.head(self.features(values_BF).flatten(1)).squeeze(1)
+
+
+def flat_auc(places: tuple[int, int], *, recombines: bool) -> float:
+    """AUC of the XOR of two fields after 150 steps."""
+    net, rng = Flat(recombines=recombines), torch.Generator().manual_seed(6)
+    adam = torch.optim.Adam(net.parameters(), lr=0.02)
+    for step in range(151):
+        values = torch.randint(0, 2, (128, 8), generator=rng)
+        label = (values[:, places[0]] ^ values[:, places[1]]).float()
+        logits = net(values)
+        if step == 150:
+            break
+        adam.zero_grad()
+        nn.functional.binary_cross_entropy_with_logits(logits, label).backward()
+        adam.step()
+    found = auc_exact(logits.detach().numpy(), label.numpy())
+    assert isinstance(found, float)
+    return found
+
+
+def test_without_recombination_only_neighbours_are_seen_together():
+    """Sums of functions of single windows hold no XOR of fields that share no window."""
+    near, far = (3, 4), (0, 7)
+    assert min(flat_auc(places, recombines=True) for places in (near, far)) > 0.95
+    assert flat_auc(near, recombines=False) > 0.95
+    assert flat_auc(far, recombines=False) < 0.65
+
+
+def test_features_are_not_saturated_by_a_stream():
+    """Check 10: else the rate or the start is wrong, and their gradient is gone."""
+    learner, stream = trained(maker("id_content", fgcnn=SMALL), steps=150)
+    assert isinstance(learner, NetLearner)
+    seen: list[torch.Tensor] = []
+    generator = dict(learner.net.modules_on)["fgcnn"].generator
+    generator.register_forward_hook(lambda _m, _i, out: seen.append(out.detach()))
+    learner.learn_many(stream.batch(400))
+    assert float((seen[0].abs() > 0.99).float().mean()) < 0.2
+    assert float(seen[0].abs().max()) < 1
+    assert float(seen[0].std(0).max()) > 0.01
