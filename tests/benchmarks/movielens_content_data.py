@@ -138,13 +138,18 @@ def made_of(dim: int) -> list[str]:
 
 def permuted(recording: Recording, seed: int) -> Recording:
     """The steps as an item table with `PermutedContent` of the films with a vector gives them."""
-    films, rows = _vector_rows(recording)
+    films, rows = vector_rows(recording)
     donors = np.random.default_rng(seed).permutation(films)
     given = rows[np.searchsorted(films, donors)]
     content = recording.steps[0][1].content
     assert content is not None
     table_VC = content.table_VC.clone()
     table_VC[torch.from_numpy(rows)] = content.table_VC[torch.from_numpy(given)]
+    return with_table(recording, table_VC)
+
+
+def with_table(recording: Recording, table_VC: torch.Tensor) -> Recording:
+    """The steps with another table of the same items' vectors."""
 
     def other(batch: MiniBatch) -> MiniBatch:
         assert batch.content is not None
@@ -155,7 +160,7 @@ def permuted(recording: Recording, seed: int) -> Recording:
     )
 
 
-def _vector_rows(recording: Recording) -> tuple[I64, I64]:
+def vector_rows(recording: Recording) -> tuple[I64, I64]:
     """Keys of the rated films that have a vector, sorted, and their rows in the content table."""
     keys = recording.id_n(FILM)
     target, missing = (

@@ -4,10 +4,10 @@ Run: python -m tests.benchmarks.movielens_flip [--seeds 0 1 2] [--arms NAME …]
 
 Text vectors alone, without posters: MiniLM of title and overview; MiniLM of FLIP's sentence, which
 has genres and year too; the same after pre-training; and after fine-tuning with the labels of the
-first fifth of the log. Each centred and cut to 128 principal axes of the catalogue. Ratings after
-that fifth are scored, by the arms and cases of `movielens_content`; for withheld films fine-tuning
-does without their ratings. Permuted: the same vectors, each at another film. Vectors and logits
-are kept under build/movielens/flip; delete it after a change of FLIP.
+first fifth of the log, without those of the 500 films that the case `withheld` withholds. Each
+centred and cut to 128 principal axes of the catalogue. Ratings after that fifth are scored, by the
+arms and cases of `movielens_content`. Permuted: the same vectors, each at another film, one seed.
+Vectors and logits are kept under build/movielens/flip; delete it after a change of FLIP.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import argparse
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,7 @@ TOKENS_MAX = 48
 LAYERS = 1
 """Half of the command's default, for the time of two slow cores."""
 ATTRIBUTES = ("genres", "year")
+TUNE = TuneConfig(epochs=2)
 SETS = ("minilm", "sentence", "pre-trained", "fine-tuned")
 F32 = NDArray[np.float32]
 PERMUTATION = 1
@@ -104,20 +107,13 @@ class Films:
     def clicks(self, withheld: NDArray[np.int64]) -> ClickRows:
         """Ratings of the first fifth, without those of some films."""
         config = load_config("movielens", ())
-        whole = click_rows(
-            [data.film_log()], config, self.keys_N, from_ms=0, until_ms=1 << 60
-        )  # fmt: skip
+        whole = click_rows([data.film_log()], config, self.keys_N, from_ms=0, until_ms=1 << 60)
         first = whole.at(np.arange(int(FROM_SHARE * len(whole))))
         away_N = np.isin(self.keys_N, withheld)
         histories = tuple(np.where(away_N[h] & (h >= 0), -1, h) for h in first.histories)
-        kept = np.flatnonzero(~away_N[first.item_N])
-        return ClickRows(
-            names=first.names, item_N=first.item_N, fields_NS=first.fields_NS,
-            histories=histories, label_N=first.label_N, weight_N=first.weight_N,
-            ts_ms_N=first.ts_ms_N,
-        ).at(kept)  # fmt: skip
+        return replace(first, histories=histories).at(np.flatnonzero(~away_N[first.item_N]))
 
-    def vectors(self, name: str, withheld: NDArray[np.int64]) -> F32:
+    def vectors(self, name: str) -> F32:
         """Vectors [N, 384] of one stage."""
         if name == "minilm":
             found, present = data.raw_vectors("minilm").encode_many(list(self.items.values()))
@@ -127,18 +123,17 @@ class Films:
             return self.net().vectors(self.rows)
         net = self.pretrained()
         if name == "fine-tuned":
-            tuned = fine_tune(net, self.rows, self.clicks(withheld), TuneConfig())
-            print(f"fine-tuning, {len(withheld)} films away:", tuned_facts(tuned), flush=True)
+            tuned = fine_tune(net, self.rows, self.clicks(withheld_of(self.keys_N)), TUNE)
+            print("fine-tuning:", tuned_facts(tuned), flush=True)
         return net.vectors(self.rows)
 
-    def file(self, name: str, withheld: NDArray[np.int64]) -> Path:
+    def file(self, name: str) -> Path:
         """A file of one stage's vectors, centred and cut; made once."""
-        away = name == "fine-tuned" and len(withheld) > 0
-        path = BUILD / f"{name}{'-withheld' if away else ''}.parquet"
+        path = BUILD / f"{name}.parquet"
         if not path.exists():
             BUILD.mkdir(parents=True, exist_ok=True)
             with torch.no_grad():
-                whole = torch.from_numpy(self.vectors(name, withheld))
+                whole = torch.from_numpy(self.vectors(name))
                 cut = ProjectionHead(whole, DIM, 0, 0)(whole).numpy()
             ids = [item.item_id for item in self.items.values()]
             version = content_version("films", ids, cut)
@@ -146,6 +141,24 @@ class Films:
         return path
 
 
+def withheld_of(rated: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Sorted keys of 500 films."""
+    rng = np.random.default_rng(WITHHELD_SEED)
+    return np.sort(rng.choice(np.unique(rated), WITHHELD, replace=False))
+
+
+def with_vectors(recording: Recording, films: Films, vectors_ND: F32) -> Recording:
+    """The same steps with other vectors of the same films."""
+    keys, rows = data.vector_rows(recording)
+    content = recording.steps[0][1].content
+    assert content is not None
+    table_VC = content.table_VC.clone()
+    own = torch.from_numpy(vectors_ND[np.searchsorted(films.keys_N, keys)])
+    table_VC[torch.from_numpy(rows)] = own.to(table_VC.dtype)
+    return data.with_table(recording, table_VC)
+
+
+@cache
 def steps_of(path: Path) -> tuple[Recording, dict[str, Any]]:
     """Learn steps with the vectors of a file, and the preset's ranker options."""
     config = load_config(
@@ -172,41 +185,39 @@ def logits(
     return found
 
 
-def study(case: str, arms: list[str], seeds: list[int]) -> None:
+def study(case: str, arms: list[str], seeds: list[int], *, placebo: bool) -> None:
     """All sets and arms of one case, their differences to MiniLM as it is; prints tables."""
     films = Films()
-    withheld = NOBODY
     names = ["none", *(f"{arm}, {s}" for arm in arms for s in SETS)]
     found: dict[str, list[F32]] = {}
-    rows, own, seen = None, np.zeros(0, bool), np.zeros(0, np.int64)
+    first, preset = steps_of(films.file(SETS[0]))
+    keys = first.id_n(data.FILM)
+    rows = Rows.of(first.label_n(), first.id_n("user"), first.ts_ms_n)
+    order = np.lexsort((first.sample_n, first.ts_ms_n))
+    rank, seen = np.empty(len(order), np.int64), np.empty(len(order), np.int64)
+    rank[order], seen[order] = np.arange(len(order)), seen_before(keys[order])
+    own = rank >= FROM_SHARE * len(rank)
+    withheld = withheld_of(films.keys_N) if case == "withheld" else NOBODY
+    if case == "withheld":
+        own &= np.isin(keys, withheld)
+
+    def hide(steps: Recording) -> Recording:
+        return data.hidden(steps, data.Hiding(withheld=withheld)) if len(withheld) else steps
+
+    def run(arm: str, steps: Recording, seeds: list[int], *key: str) -> list[F32]:
+        return logits(steps, {**preset, **ARMS[arm].options}, seeds, [case, *key])
+
+    found["none"] = run("none", hide(first.without(("content",))), seeds)
     for name in SETS:
-        plain, preset = steps_of(films.file(name, NOBODY))
-        keys = plain.id_n(data.FILM)
-        if case == "withheld":
-            rng = np.random.default_rng(WITHHELD_SEED)
-            withheld = np.sort(rng.choice(np.unique(keys), WITHHELD, replace=False))
-            if name == "fine-tuned":
-                plain, preset = steps_of(films.file(name, withheld))
-        if rows is None:
-            rows = Rows.of(plain.label_n(), plain.id_n("user"), plain.ts_ms_n)
-            order = np.lexsort((plain.sample_n, plain.ts_ms_n))
-            rank, seen = np.empty(len(order), np.int64), np.empty(len(order), np.int64)
-            rank[order], seen[order] = np.arange(len(order)), seen_before(keys[order])
-            own = rank >= FROM_SHARE * len(rank)
-            if case == "withheld":
-                own &= np.isin(keys, withheld)
-        permuted = data.permuted(plain, PERMUTATION)
-        version = read_vector_file(films.file(name, withheld)).version
-        for label, steps in (("", plain), (", permuted", permuted)):
-            hidden = data.hidden(steps, data.Hiding(withheld=withheld)) if len(withheld) else steps
-            for arm in arms:
-                key = [case, version, label]
-                options = {**preset, **ARMS[arm].options}
-                some = seeds[:1] if label else seeds
-                found[f"{arm}, {name}{label}"] = logits(hidden, options, some, key)
-            if name == "minilm" and not label:
-                found["none"] = logits(hidden.without(("content",)), preset, seeds, [case])
-    assert rows is not None
+        file = read_vector_file(films.file(name))
+        plain = with_vectors(first, films, file.vectors_ND)
+        permuted = hide(data.permuted(plain, PERMUTATION))
+        plain = hide(plain)
+        for arm in arms:
+            found[f"{arm}, {name}"] = run(arm, plain, seeds, file.version)
+            if placebo:
+                label = f"{arm}, {name}, permuted"
+                found[label] = run(arm, permuted, seeds[:1], file.version, "permuted")
     _show(case, rows, own, found, names, arms)
     for arm in arms if "projected" in arms else ():
         if "flip" in ARMS[arm].options:
@@ -231,7 +242,7 @@ def _show(
     pairs = [([f"{a}, {s}"], ["none"]) for a in arms for s in SETS]
     pairs += [([f"{a}, {s}"], [f"{a}, {SETS[0]}"]) for a in arms for s in SETS[1:]]
     pairs += [([f"{a}, {s}"], [f"{a}, {SETS[2]}"]) for a in arms for s in SETS[3:]]
-    pairs += [([f"{a}, {s}"], [f"{a}, {s}, permuted"]) for a in arms for s in SETS]
+    pairs += [([n.removesuffix(", permuted")], [n]) for n in found if n.endswith("permuted")]
     cells = [
         [d["a"][0], d["b"][0], _interval(d["auc"]), _interval(d["gauc_user_day"])]
         for d in differences(rows, own, found, pairs)
@@ -249,6 +260,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", default=["similarity", "projected"])
     parser.add_argument("--cases", nargs="+", default=["normal", "withheld"])
+    parser.add_argument("--without-placebo", action="store_true")
     args = parser.parse_args()
     if reason := data.absent():
         print(f"skipped: {reason}")
@@ -256,7 +268,7 @@ def main() -> None:
     torch.set_num_threads(1)
     print(setting())
     for case in args.cases:
-        study(case, args.arms, args.seeds)
+        study(case, args.arms, args.seeds, placebo=not args.without_placebo)
 
 
 if __name__ == "__main__":
