@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infra.errors import FaultError
@@ -25,18 +26,21 @@ from infra.local_broker import LocalBroker
 from stream.prediction_log import FILE as PREDICTIONS
 from stream.record_log import RecordLog
 
+RECORD = "record.parquet"
+"""What came over the broker, where the demo replays that."""
+
 STALLED_S = 120.0
 # Until its first word a worker compiles its loops: a minute or two of one core.
 STARTING_S = 600.0
 _POLL_S = 0.25
-_COMPARED = ("request_id", "item_id", "user_id", "ts_ms", "label", "logit")
 
 
 class Live(NamedTuple):
-    """Parts of a log, and the number of items in both."""
+    """Parts of a log, and the number of items in the first and in both."""
 
     stock: Path
     arrivals: Path
+    stock_items: int
     items: int
 
 
@@ -47,7 +51,7 @@ class DemoConfig:
     `data_set` is the importer that makes a record log of the folder `data`; empty: `data` is the
     record log. With `live`, two parts of that log are sent instead: the items of `live.stock` are
     embedded first, then all of `live.arrivals` at the speed of its own clock, its items embedded
-    while its impressions are shown.
+    while its impressions are shown; what is replayed is the record of the broker.
     """
 
     data: Path
@@ -104,30 +108,50 @@ class Demo:
                     self._tell(Told("making the record log", 0, 0, {}))
                     data = str(self._config.data)
                     self._run("import", importer, data, str(self._log), configured=False)
-                self._embed(broker, worker)
-                result.setup_s = time.monotonic() - began
-                began = time.monotonic()
-                if self._config.live is None:
-                    self._stream(broker, worker, self._log, "--skip-items")
-                else:
-                    self._arrive(broker, worker, self._config.live)
-                result.run_s = time.monotonic() - began
+                live = self._config.live
+                started = (self._arrive(broker, worker, live) if live
+                           else self._at_once(broker, worker))  # fmt: skip
+                result.setup_s, result.run_s = started - began, time.monotonic() - started
                 worker.send_signal(signal.SIGTERM)
                 self._exit(worker, "worker")
+            if live:
+                self._record(broker)
         result.status = json.loads(self._status_file.read_text())
         self._replay(result)
         result.snapshots = len(list((self._state / "snapshots" / "epochs").glob("*/[0-9]*")))
         return result
 
-    def _embed(self, broker: str, worker: subprocess.Popen[bytes]) -> None:
-        """Send the items, have them embedded, wait until the worker holds all their vectors."""
-        self._tell(Told("sending items, waiting until they are embedded", 0, 0, {}))
-        live = self._config.live
-        log = self._log if live is None else live.stock
-        self._run("produce", str(log), "--broker", broker, "--items-only")
+    def _at_once(self, broker: str, worker: subprocess.Popen[bytes]) -> float:
+        """All items first, until the worker holds their vectors; when the stream began then."""
+        self._send_items(broker, self._log)
         self._run("embed", "--broker", broker, "--until-end", "--json")
         vectors = json.loads(self._words("embed").read_text().splitlines()[-1])["vectors"]
         self._wait_for_vectors(worker, vectors)
+        started = time.monotonic()
+        self._stream(broker, worker, self._log, "--skip-items")
+        return started
+
+    def _arrive(self, broker: str, worker: subprocess.Popen[bytes], live: Live) -> float:
+        """Items come, are embedded and are shown, all at once; when the stream began.
+
+        The embedder is there before: to start takes it longer than new items are kept back.
+        """
+        self._send_items(broker, live.stock)
+        with _stopped(self._start("embed", "--broker", broker)):
+            self._wait_for_vectors(worker, live.stock_items)
+            started = time.monotonic()
+            self._stream(broker, worker, live.arrivals, "--speed", "1")
+            self._wait_for_vectors(worker, live.items)
+        return started
+
+    def _send_items(self, broker: str, log: Path) -> None:
+        self._tell(Told("sending items, waiting until they are embedded", 0, 0, {}))
+        self._run("produce", str(log), "--broker", broker, "--items-only")
+
+    def _record(self, broker: str) -> None:
+        self._tell(Told("recording what came over the broker", 0, 0, {}))
+        self._log = self._config.folder / RECORD
+        self._run("record", str(self._log), "--broker", broker)
 
     def _wait_for_vectors(self, worker: subprocess.Popen[bytes], vectors: int) -> None:
         def holds_all(status: Mapping[str, Any]) -> bool:
@@ -136,12 +160,6 @@ class Demo:
             return status.get("state") == "owner" and held >= vectors
 
         self._wait(worker, "waiting for the worker to hold the item vectors", holds_all)
-
-    def _arrive(self, broker: str, worker: subprocess.Popen[bytes], live: Live) -> None:
-        """Items come, are embedded and are shown, all at once."""
-        with _stopped(self._start("embed", "--broker", broker)):
-            self._stream(broker, worker, live.arrivals, "--speed", "1")
-            self._wait_for_vectors(worker, live.items)
 
     def _stream(
         self, broker: str, worker: subprocess.Popen[bytes], path: Path, *options: str
@@ -189,12 +207,15 @@ class Demo:
             time.sleep(_POLL_S)
 
     def _replay(self, result: DemoResult) -> None:
-        """Replay the same log and compare the predictions, column by column."""
-        self._tell(Told("replaying the same log to compare", 0, 0, result.status))
+        """Replay the log, or the record, and compare the predictions, column by column."""
+        live = self._config.live is not None
+        self._tell(Told(f"replaying the {'record' if live else 'same log'} to compare", 0, 0,
+                        result.status))  # fmt: skip
         folder = self._config.folder / "replay"
         evaluate = ("--evaluate-from", self._config.evaluate_from)
         self._run("replay", str(self._log), "--report", str(folder),
-                  *(evaluate if self._config.evaluate_from else ()))  # fmt: skip
+                  *(evaluate if self._config.evaluate_from else ()),
+                  *(("--late-vectors", str(self._state)) if live else ()))  # fmt: skip
         result.report = json.loads((folder / "report.json").read_text())
         result.differences = differing_columns(self._state / PREDICTIONS, folder / PREDICTIONS)
 
@@ -244,14 +265,17 @@ class Demo:
 
 def differing_columns(one: Path, other: Path) -> list[str]:
     """Columns of two prediction logs that are not equal bit for bit, in order; empty: all equal."""
-    digests = []
-    for path in (one, other):
-        table = pq.read_table(path, columns=list(_COMPARED))
-        digests.append({name: hashlib.sha256(str(table[name].to_pylist()).encode()).hexdigest()
-                        if table[name].type == "string"
-                        else hashlib.sha256(table[name].to_numpy().tobytes()).hexdigest()
-                        for name in _COMPARED})  # fmt: skip
-    return [name for name in _COMPARED if digests[0][name] != digests[1][name]]
+    tables = [pq.read_table(path) for path in (one, other)]
+    names = list(dict.fromkeys(name for table in tables for name in table.column_names))
+    return [name for name in names if len({_digest(table, name) for table in tables}) > 1]
+
+
+def _digest(table: pa.Table, name: str) -> str:
+    if name not in table.column_names:
+        return ""
+    column = table[name]
+    cells = str(column.to_pylist()).encode() if column.type == "string" else column.to_numpy()
+    return hashlib.sha256(cells).hexdigest()
 
 
 def _is_done(status: Mapping[str, Any], ends: Mapping[str, int]) -> bool:

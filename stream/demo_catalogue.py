@@ -40,10 +40,25 @@ _OPENINGS: Final = ("my first", "how to choose a", "ten minutes with a", "the be
 _SPAN_MS: Final = 90_000
 _UNSEEN_MS: Final = 4_000
 """A new item is not shown before: so long its vector may take."""
+_LIKED_GROUPS: Final = 3
+_CLICKED_LIKED: Final = 0.6
+_CLICKED_OTHER: Final = 0.06
 _PARTITIONS: Final = 4
 """As many as the topics have by default."""
 _Row = tuple[int, int, str, bytes, bytes]
 """Event time, rank within it, topic, key, value."""
+
+
+def _best_auc() -> float:
+    share = _LIKED_GROUPS / len(_KINDS)
+    clicked = share * _CLICKED_LIKED, (1 - share) * _CLICKED_OTHER
+    not_clicked = share * (1 - _CLICKED_LIKED), (1 - share) * (1 - _CLICKED_OTHER)
+    found, false = clicked[0] / sum(clicked), not_clicked[0] / sum(not_clicked)
+    return (1 + found - false) / 2
+
+
+BEST_AUC: Final = _best_auc()
+"""Expected AUC of who knows which groups each user likes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +104,7 @@ def _rows(config: CatalogueConfig) -> list[_Row]:
         born[item] = T0_MS + (rng.randrange(_SPAN_MS * 3 // 4) if later else -3_600_000 + item)
         body = item_body(item_id=item, ts_ms=born[item], **_content(item, config, rng))
         rows.append((born[item], 0, "items", encode_key(item), encode_event("item", body)))
-    likes = [rng.sample(range(len(_KINDS)), 3) for _ in range(config.users)]
+    likes = [rng.sample(range(len(_KINDS)), _LIKED_GROUPS) for _ in range(config.users)]
     for request in range(config.impressions):
         now = T0_MS + request * _SPAN_MS // config.impressions
         user = rng.randrange(config.users)
@@ -98,7 +113,8 @@ def _rows(config: CatalogueConfig) -> list[_Row]:
             request_id=request, user_id=user, ts_ms=now, items=[{"item_id": item}]
         )
         rows.append((now, 1, "impressions", encode_key(user), encode_event("impression", shown)))
-        if rng.random() < (0.6 if group_of(item) in likes[user] else 0.06):
+        liked = group_of(item) in likes[user]
+        if rng.random() < (_CLICKED_LIKED if liked else _CLICKED_OTHER):
             clicked = click_body(item_id=item, user_id=user, ts_ms=now + 500, kind="click",
                                  request_id=request)  # fmt: skip
             rows.append((now + 500, 2, "clicks", encode_key(user), encode_event("click", clicked)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,23 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from embeddings.neighbours import nearest_by_cosine
+from embeddings.vector_codec import BadVector, decode_item_vector
 from embeddings.vector_store import restore_checkpoint
 from infra.errors import FaultError, InputError
 from stream.catalogue import Catalogue, read_catalogue, titles_of
 from stream.cli import run as millrace
-from stream.demo import Demo, DemoConfig, Live, Told
-from stream.demo_catalogue import T0_MS, CatalogueConfig, group_of, write_catalogue_logs
+from stream.codec_items import ItemEvent, decode_items
+from stream.composition import load_config
+from stream.demo import RECORD, Demo, DemoConfig, Live, Told
+from stream.demo_catalogue import (
+    BEST_AUC,
+    T0_MS,
+    CatalogueConfig,
+    group_of,
+    write_catalogue_logs,
+)
 from stream.prediction_log import FILE as PREDICTIONS
+from stream.record_log import RecordLog
 
 PRECISION_MIN = 0.8
 _NEIGHBOURS = 5
@@ -92,17 +103,21 @@ def command(*, folder: Path, text_only: bool, items: int, impressions: int) -> N
         raise FaultError("the codebook was not fitted")
     config = DemoConfig(
         data=log, data_set="", folder=folder, arguments=("--config", str(coded)),
-        live=Live(stock=logs.stock, arrivals=logs.arrivals, items=items),
+        live=Live(stock=logs.stock, arrivals=logs.arrivals, stock_items=items // 2, items=items),
     )  # fmt: skip
     result = Demo(config, _Shown()).run()
     catalogue = _held(folder)
     _tell(catalogue, titles_of(log, "items"), items)
     counts = result.status["pipeline"]
     auc = counts.get("metrics", {}).get("auc")
-    click.echo(f"{counts['samples']:,} samples learned" + (f", AUC {auc:.3f}" if auc else ""))
+    click.echo(
+        f"{counts['samples']:,} samples learned"
+        + (f", AUC {auc:.3f} ({BEST_AUC:.3f} who knows the users' groups)" if auc else "")
+    )
+    click.echo(time_to_vector(folder / RECORD))
     click.echo(seen_in_time(folder))
-    late = counts["late_vectors"]
-    click.echo(against_replay(folder, result.differences, late=late))
+    click.echo(same_vectors(catalogue, read_catalogue(log, load_config(str(coded), ()))))
+    click.echo(against_replay(result.differences, counts))
     share = precision(catalogue, catalogue.item_ids)
     if share < PRECISION_MIN:
         raise FaultError(f"precision@5 by group is {share:.3f}, expected {PRECISION_MIN} or more")
@@ -119,6 +134,27 @@ def precision(catalogue: Catalogue, item_ids: list[Any]) -> float:
     return float(np.mean(shares))
 
 
+def time_to_vector(record: Path) -> str:
+    """From the sending of an item event to that of its vector, of items that came live, in words.
+
+    By the broker's time stamps, in the record of its topics.
+    """
+    log, sent_ms, took_ms = RecordLog(record), {}, []
+    for batch in (b for some in log.batches_of("items") for b in some):
+        for event in decode_items(batch):
+            if isinstance(event, ItemEvent) and event.item.ts_ms >= T0_MS:
+                sent_ms[event.item.item_id] = int(batch.timestamp_ms_n[event.record])
+    for batch in (b for some in log.batches_of("item-vectors") for b in some):
+        for value, at_ms in zip(batch.values, batch.timestamp_ms_n.tolist(), strict=True):
+            row = decode_item_vector(value or b"")
+            if not isinstance(row, BadVector) and row.item_id in sent_ms:
+                took_ms.append(at_ms - sent_ms[row.item_id])
+    if not took_ms:
+        return "item event to vector: no item came live"
+    p50, p99 = np.percentile(took_ms, (50, 99))
+    return f"item event to vector: p50 {p50:.0f} ms, p99 {p99:.0f} ms ({len(took_ms):,} items live)"
+
+
 def seen_in_time(folder: Path) -> str:
     """How many impressions had no vector when they were predicted, in words.
 
@@ -130,20 +166,38 @@ def seen_in_time(folder: Path) -> str:
     return f"{without:,} of {len(has_B):,} impressions were predicted without their item's vector"
 
 
-def against_replay(folder: Path, differences: list[str], *, late: int = 0) -> str:
-    """How the run compares with its replay, in words; raises FaultError where it should not.
+def same_vectors(held: Catalogue, made: Catalogue) -> str:
+    """Whether the worker's items are those that an encoder makes of the log, in words.
 
-    A vector that was `late` counts from a later batch on than in a replay: then logits may differ,
-    which is told and is no fault.
+    Raises FaultError where one of them differs in a bit of its vector or in a code.
     """
-    if not differences:
-        return "equal to its replay, bit for bit"
-    if not late or differences != ["logit"]:
-        raise FaultError(f"the run differs from its replay in {', '.join(differences)}")
-    logits = [pq.read_table(folder / run / PREDICTIONS, columns=["logit"])["logit"].to_numpy()
-              for run in ("worker", "replay")]  # fmt: skip
-    apart = float(np.abs(logits[0] - logits[1]).max())
-    return f"logits within {apart:.1e} of its replay's: {late} vectors came after their time"
+    places = [made.place_of(str(item_id)) for item_id in held.item_ids]
+    other = [
+        item_id
+        for n, (item_id, place) in enumerate(zip(held.item_ids, places, strict=True))
+        if held.vectors_ND[n].tobytes() != made.vectors_ND[place].tobytes()
+        or held.attributes[n] != made.attributes[place]
+    ]
+    if other or len(held.item_ids) != len(made.item_ids):
+        raise FaultError(
+            f"the worker holds {len(held.item_ids):,} of {len(made.item_ids):,} items, and "
+            f"{len(other):,} of them are not what an encoder makes of the log: {other[:5]}"
+        )
+    return f"vectors and codes of all {len(places):,} items: as encoded from the log, bit for bit"
+
+
+def against_replay(differences: list[str], counts: Mapping[str, Any]) -> str:
+    """How the run compares with the replay of its record, in words.
+
+    `counts` are the worker's. Raises FaultError where the two differ.
+    """
+    late = f"{counts['late_vectors']:,} vectors came after a learn step that was theirs"
+    if differences:
+        raise FaultError(
+            f"the run differs from the replay of its record in {', '.join(differences)}; {late}, "
+            f"{counts['idle_advances']} idle advances"
+        )
+    return f"equal to the replay of its record, bit for bit; {late}, in both"
 
 
 def _held(folder: Path) -> Catalogue:
@@ -164,9 +218,10 @@ def _tell(catalogue: Catalogue, titles: dict[int | str, str], items: int) -> Non
             title = titles[catalogue.item_ids[n]]
             click.echo(f"  {cosine:.3f}  {title}  [{_path(catalogue, n)}]")
     new = [i for i in catalogue.item_ids if int(i) >= items // 2]
-    click.echo(f"precision@5 by group: {precision(catalogue, catalogue.item_ids):.3f} of "
-               f"{len(catalogue.item_ids):,} items, {precision(catalogue, new):.3f} of the "
-               f"{len(new):,} that came after the codebook was fitted")  # fmt: skip
+    every = catalogue.item_ids
+    click.echo(f"of the {_NEIGHBOURS} nearest neighbours {precision(catalogue, every):.1%} are of "
+               f"the item's own group, as 5% would be by chance ({len(every):,} items; "
+               f"{precision(catalogue, new):.1%} for the {len(new):,} that came live)")  # fmt: skip
 
 
 def _path(catalogue: Catalogue, place: int) -> object:
