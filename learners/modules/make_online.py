@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -155,15 +155,30 @@ class OnlineExtractor(Kept):
             "nominal_sizes": [visit.nominal_size for visit in self.visits],
         }  # fmt: skip
         return [
-            Part(name="make.net", part_class="serve", arrays=average),
+            Part(name="make.net", part_class="serve", arrays=average, meta=self._form()),
             Part(name="make.train", part_class="train", arrays=state, meta=meta),
         ]
 
+    def _form(self) -> dict[str, Any]:
+        net = self.net
+        return {
+            "dim": net.dim, "histories": net.histories,
+            **asdict(net.config), "hidden": list(net.config.hidden),
+        }  # fmt: skip
+
     def apply(self, parts: Mapping[str, Part]) -> None:
-        """Take it back; without the part of training the extractor can only score."""
+        """Take it back; without the part of training the extractor can only score.
+
+        Raises ValueError for an extractor of another form.
+        """
         if "make.net" not in parts:
             return
-        a = self.adam
+        a, was = self.adam, dict(parts["make.net"].meta)
+        if was and was != self._form():
+            raise ValueError(
+                f"make: the snapshot's extractor is {was}, but the configuration's {self._form()}; "
+                "use the configuration of the snapshot"
+            )
         with torch.no_grad():
             a.average.copy_(torch.from_numpy(parts["make.net"].array("weights", np.float32).copy()))
         train = parts.get("make.train")

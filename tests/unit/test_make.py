@@ -23,7 +23,8 @@ from learners.modules.make_release import (
     write_release,
 )
 from learners.modules.make_training import ContentSamples, MakeTrainingConfig, new_net, train
-from learners.modules.make_versions import GuardConfig
+from learners.modules.make_versions import GuardConfig, Versions
+from learners.step_inputs import step_inputs
 from stream.cli import run
 from tests.conformance.learner_checks import EVERY_LEARNER, assert_same_state, state_of
 from tests.support.batches import START_MS, BatchMaker, small_spec
@@ -32,6 +33,7 @@ from tests.support.planted import DIM, HISTORY, PlantedContent, last_losses
 SMALL = ExtractorConfig(attention=16, hidden=(16, 16))
 OPTIONS = {"device": "cpu", "content_projection": 0, "adam": {"averaged_rows": 0}}
 HOUR_MS = 3_600_000
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -173,6 +175,7 @@ def test_extractor_overfits_a_few_rows():
     assert scores[-1].auc is None  # nothing was held back to be judged by
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ("online", "frozen", "joint"))
 def test_sees_a_signal_that_is_in_content_alone(mode, trained_net, tmp_path):
     options = {"on": True, "mode": mode, "attention": 16, "hidden": [16, 16], "lr": 5e-3}
@@ -292,6 +295,7 @@ def test_each_impression_uses_the_newest_release_before_it(trained_net, tmp_path
     assert torch.equal(scores[1::2], only.predict_many(at(second_ms))[1::2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("noise", "reverted"), ((3.0, True), (0.003, False)))
 def test_a_harmful_change_is_reverted_and_a_good_one_stays(noise, reverted, trained_net, tmp_path):
     """The new release is the old one with its weights moved: a lot, or hardly."""
@@ -382,6 +386,7 @@ def test_buffer_is_bounded_and_replays_are_counted():
     assert counts["make_steps"] == 9
 
 
+@pytest.mark.slow
 def test_visits_again_learn_faster_than_one():
     """What the replays are for: the same stream, the extractor's own loss after 40 steps."""
 
@@ -402,6 +407,7 @@ def test_visits_again_learn_faster_than_one():
     assert own_loss(8) < own_loss(0) - 0.02
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ("frozen", "joint"))
 @pytest.mark.parametrize("check", EVERY_LEARNER, ids=lambda check: check.__name__)
 def test_keeps_the_contract_in_the_other_modes(check, mode, tmp_path):
@@ -433,6 +439,7 @@ def test_samples_are_kept_once_a_vector_and_newest_first(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_command_writes_a_release_that_a_replay_uses(tmp_path, capsys):
     log, out, report = (tmp_path / name for name in ("log.parquet", "make", "report"))
     sizes = ["--users", "60", "--items", "40", "--impressions", "2400", "--days", "0.5"]
@@ -497,3 +504,107 @@ def test_weighted_sums_and_their_gradients_are_those_of_torch():
         found.append((out.detach(), w.grad))
     for own, expected in zip(*found, strict=True):
         torch.testing.assert_close(own, expected, atol=1e-5, rtol=1e-5)
+
+
+class Opposites(PlantedContent):
+    """Histories of three of eight directions, each there and back: their mean is always nothing.
+
+    A click is likely where the target's direction is among them: attention by content finds it.
+    """
+
+    def batch(self, rows, *, ts_ms=None):
+        plain, rng = super().batch(rows, ts_ms=ts_ms), self._rng
+        order = np.argsort(rng.random((rows, DIM)), axis=1)
+        inside = rng.random(rows) < 0.5
+        shown = np.where(inside, order[:, 0], order[:, 3])
+        click = rng.random(rows) < np.where(inside, 0.9, 0.1)
+        axes = np.linalg.qr(np.random.default_rng(77).normal(size=(DIM, DIM)))[0]
+        history = axes[order[:, :3]]
+        vectors = np.concatenate(
+            [axes[shown], np.concatenate([history, -history], 1).reshape(-1, DIM)]
+        )
+        bag = np.full((rows, HISTORY), len(vectors))
+        bag[:, :6] = rows + np.arange(rows * 6).reshape(rows, 6)
+        content = dataclasses.replace(
+            plain.content,
+            table_VC=torch.from_numpy(np.vstack([vectors, np.zeros((1, DIM))]).astype(np.float32)),
+            bags_BL=(torch.from_numpy(bag),),
+            bag_inv_len_B=(torch.full((rows,), 1 / 6),),
+        )
+        labels = torch.from_numpy(np.stack([click, click], 1)).float()
+        return dataclasses.replace(plain, content=content, labels_BK=labels)
+
+
+def test_attention_finds_what_no_mean_of_the_history_tells():
+    """The base with projections, SimScore's mean cosine and codes of nothing are blind to it."""
+    online = {"on": True, "attention": 16, "hidden": [16, 16], "lr": 5e-3}
+    spec = small_spec(content_dim=DIM)
+    seen = {}
+    for name, options in {
+        "projections": {"content_projection": 16},
+        "simscore": {"content_projection": 0, "simscore": {"on": True, "recent": []}},
+        "fgcnn": {"content_projection": 0, "fgcnn": {"on": True, "channels": [3], "kernel": 3}},
+        "make": {"content_projection": 0, "make": online},
+    }.items():
+        learner = catalog.build("id_content", spec, {**OPTIONS, **options})
+        seen[name] = last_losses(learner, Opposites(9), 100)
+    assert seen.pop("make") < 0.58
+    assert min(seen.values()) > 0.66, seen
+
+
+def versions(*nets, until_ms, rows=300):
+    """Releases and a guard of few rows; the first release's window ends at 0."""
+    releases = [
+        release_of(net, encoder="e", from_ms=0, until_ms=until, facts={})
+        for net, until in zip(nets, until_ms, strict=True)
+    ]
+    return Versions(releases, GuardConfig(rows=rows))
+
+
+def judged(own, ts_ms, gain, rows=256):
+    """A learned step of `rows` impressions at `ts_ms`; the release on trial is better by `gain`."""
+    x = step_inputs(PlantedContent(3).batch(rows, ts_ms=ts_ms), small_spec(content_dim=DIM), CPU)
+    if own.on_trial(x):
+        z = torch.where(x.label_B > 0, 1.0, -1.0)
+        own.note(x, z * (1 + gain), z)
+    own.learned(x, ok=True)
+
+
+def test_a_release_that_comes_during_a_trial_is_judged_first():
+    """Sums begin anew with it; when it is reverted, the one before has its trial."""
+    nets = [MakeNet(DIM, 1, SMALL) for _ in range(3)]
+    own = versions(*nets, until_ms=(0, 1_000, 2_000))
+    judged(own, 500, 0.0)
+    assert own.trial == -1  # the first release has nothing to be compared with
+    judged(own, 1_500, 0.1, rows=100)
+    assert (own.trial, own.sums[0]) == (1, 100)
+    judged(own, 2_500, -0.5)
+    assert own.reverted.tolist() == [False, False, True]
+    other = versions(*nets, until_ms=(0, 1_000, 2_000))
+    other.apply({"make": own.part()})
+    for each in (own, other):
+        judged(each, 2_500, 0.1, rows=200)
+        assert (each.trial, each.sums[0]) == (1, 200)  # not the 100 rows of long ago
+        judged(each, 2_500, 0.1, rows=200)
+        assert each.passed.tolist() == [False, True, False]
+        judged(each, 2_500, -0.5)
+        assert each.reverted.tolist() == [False, False, True]  # what has passed stays
+    assert_same_state({"make": own.part()}, {"make": other.part()})
+
+
+def test_a_step_that_was_not_taken_does_not_count_in_a_trial():
+    own = versions(*(MakeNet(DIM, 1, SMALL) for _ in range(2)), until_ms=(0, 1_000))
+    x = step_inputs(PlantedContent(3).batch(64, ts_ms=1_500), small_spec(content_dim=DIM), CPU)
+    own.note(x, torch.full((64,), 9.0), torch.zeros(64))
+    own.learned(x, ok=False)
+    own.learned(x, ok=True)
+    assert own.sums == (0, 0.0, 0.0)
+
+
+def test_an_extractor_of_other_sizes_is_refused():
+    """Also where the ranker's own maps would fit: attention is not among their columns."""
+    learner, stream = build(on=True, attention=16, hidden=[16, 32]), PlantedContent(9)
+    learner.learn_many(stream.batch(32))
+    for other in ({"attention": 32, "hidden": [16, 32]}, {"attention": 16, "hidden": [32, 16]}):
+        with pytest.raises(ValueError, match="make: the snapshot's extractor"):
+            build(on=True, **other).apply(state_of(learner))
