@@ -36,7 +36,8 @@ class MakeConfig(ModuleConfig):
     window had ended before it, and `guard_rows` and `guard_sigmas` judge each change of release.
     `joint`: the one release is where it starts, and the ranker's loss trains it on. `online`: its
     own loss trains it after each step, and on `replays` steps of before, from a buffer of
-    `replay_rows` rows; a release is where it starts, if there is one.
+    `replay_rows` rows; a release is where it starts, if there is one. `scale`: size of v and z_l
+    where they join the hidden layer.
     """
 
     mode: Literal["frozen", "joint", "online"] = "online"
@@ -45,6 +46,7 @@ class MakeConfig(ModuleConfig):
     attention: int = 32
     hidden: tuple[int, ...] = (64, 32)
     product: bool = True
+    scale: float = 1.0
     replays: int = 1
     replay_rows: int = 8_192
     lr: float = 1e-3
@@ -57,6 +59,8 @@ class MakeConfig(ModuleConfig):
         self.extractor()
         self.online()
         self.guard()
+        if not self.scale > 0:
+            raise ValueError(f"make: scale must be above 0, got {self.scale}")
         if self.mode not in ("frozen", "joint", "online"):
             raise ValueError(f"make: mode: expected frozen, joint or online, got '{self.mode}'")
         if self.on and self.mode == "frozen" and not self.releases:
@@ -109,6 +113,7 @@ class Make(Module):
         self.versions = Versions(releases, config.guard())
         self.online = OnlineExtractor(net, config.online()) if self.mode == "online" else None
         self.net: nn.Module | None = net if self.mode == "joint" else None
+        self.scale = config.scale
         self.to_hidden = zero_start(net.width, hidden)
         self.to_logit = zero_start(1, 1)
         self.raw, self.scaled = PerStep[ContentView](), PerStep[ContentView]()
@@ -136,7 +141,7 @@ class Make(Module):
         parts = [*torch.split(extracted.interest_BX, self.block.dim, 1), *extracted.hidden]
         # Scales differ between releases and grow while one is trained: the ranker sees one scale.
         joined_BX = torch.cat([functional.layer_norm(p, (p.shape[1],)) for p in parts], 1)
-        hidden_BH = self.to_hidden(joined_BX)
+        hidden_BH = self.to_hidden(joined_BX) * self.scale
         logit_B = self.to_logit(extracted.logit_B.unsqueeze(1)).squeeze(1)
         if own_B is not None:
             zero = logit_B.new_zeros(())

@@ -30,6 +30,9 @@ class IdContentConfig(StepConfig, ModulesConfig):
     hidden: tuple[int, ...] = (64, 32)
     content_projection: int = 16
     """Columns that each content vector is projected to; 0: only modules read content."""
+    content_scale: float = 1.0
+    """Size of the numbers that are projected. Adam moves every weight alike, so that a projection
+    of 100 numbers of size 1 runs ahead of the rest of the net: .1 to .3 in a short stream."""
     repeats: bool = True
     """How often the item itself stands in each history is an input."""
 
@@ -41,6 +44,8 @@ class IdContentConfig(StepConfig, ModulesConfig):
                 "id_content: cross_layers and content_projection >= 0, cross_rank >= 1, got "
                 f"{self.cross_layers}, {self.cross_rank}, {self.content_projection}"
             )
+        if not self.content_scale > 0:
+            raise ValueError(f"id_content: content_scale must be above 0, got {self.content_scale}")
         if not self.hidden or min(self.hidden) < 1:
             raise ValueError(
                 f"id_content: hidden: one layer of one unit at least, got {self.hidden}"
@@ -63,6 +68,7 @@ class IdContentNet(RankerNet):
         base = spec.read_by(())
         width = sum(f.dim for f in base.ids) + len(spec.dense)
         self.repeats = config.repeats
+        self.scale = config.content_scale
         width += len(repeat_columns(spec)) * config.repeats
         width += sum(spec.fields[spec.field_of(bag.field)].dim for bag in base.bags)
         self.columns = [_own(table.ids) for table in spec.tables()]
@@ -146,11 +152,11 @@ class IdContentNet(RankerNet):
         """
         if self.block is None:
             return []
-        present = _columns(x, self.block, self.target, self.history)
+        present = _columns(x, self.block, self.target, self.history, self.scale)
         if self.incoming is None or x.incoming is None:
             return present
         new = self.incoming
-        incoming = _columns(x.incoming, new.block, new.target, new.history)
+        incoming = _columns(x.incoming, new.block, new.target, new.history, self.scale)
         return blended(present, incoming, x.present_share)
 
 
@@ -166,7 +172,7 @@ class IdContent(NetLearner):
 
 
 def _columns(
-    x: NetInputs, block: ContentBlock, target: nn.Linear, history: nn.ModuleList
+    x: NetInputs, block: ContentBlock, target: nn.Linear, history: nn.ModuleList, scale: float
 ) -> list[Tensor]:
     """By turns: the target's projection and presence, each history's projection and cosine."""
     columns, shape = block.columns, (block.dim,)
@@ -175,10 +181,11 @@ def _columns(
     alone = own_BC.shape == x.target_BC.shape
     present_B1 = x.present_B1 if alone else own_BC.any(1, keepdim=True).float()
     target_BC = functional.layer_norm(own_BC, shape)
-    parts = [target(target_BC), present_B1]
+    # Projections are linear: scaled behind them, the same numbers for a fraction of the work.
+    parts = [target(target_BC) * scale, present_B1]
     for project, pooled_BC in zip(history, x.pooled_BC, strict=True):
         history_BC = functional.layer_norm(pooled_BC[:, columns], shape)
-        parts.append(project(history_BC))
+        parts.append(project(history_BC) * scale)
         parts.append((target_BC * history_BC).mean(1, keepdim=True))
     return parts
 
