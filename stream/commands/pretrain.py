@@ -11,15 +11,21 @@ from stream.commands.pretrain_mean import mean
 from stream.commands.pretrain_scl import scl
 from stream.commands.pretrain_tiers import tiers
 
+_SHORT = {
+    behaviour: "Item vectors of who took what, for items.vectors_file.",
+    flip: "MiniLM fitted to items by FLIP's losses, for items.vectors_file.",
+    make: "A release of MAKE's extractor, for make.releases.",
+    mean: "The mean vector of each encoder, for items.mean_file.",
+    scl: "A projection of what users take together, for items.projection.",
+    tiers: "Tiers of equal mass, for simtier.tiers_file.",
+}
+
 
 @click.group("pretrain")
 def command() -> None:
     """Learn from record logs what items people find alike."""
 
 
-command.add_command(behaviour)
-command.add_command(flip)
-command.add_command(make)
-command.add_command(mean)
-command.add_command(scl)
-command.add_command(tiers)
+for _verb, _words in _SHORT.items():
+    _verb.short_help = _words
+    command.add_command(_verb)
