@@ -4,6 +4,7 @@ With several processes (`-n 2`), tests with a broker run one after the other in 
 the tests of a file stay together.
 """
 
+import gc
 import os
 
 import pytest
@@ -12,6 +13,17 @@ from infra.kafka_broker import KafkaBroker, KafkaUnavailable, missing_tools
 from infra.local_broker import LocalBroker, LocalBrokerMissing
 
 BROKERS = {"kafka", "own_kafka", "tansu", "broker", "small_broker"}
+
+
+def pytest_collectstart(collector):
+    """What is imported for the tests stays: none of it is garbage."""
+    gc.disable()
+
+
+def pytest_collection_finish(session):
+    """From here on there is garbage, but not among the million objects of imported modules."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items):

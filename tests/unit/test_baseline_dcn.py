@@ -10,6 +10,9 @@ from learners import catalog
 from learners.step_inputs import step_inputs
 from tests.support.batches import BatchMaker, small_spec
 
+# Torch's optimizers import its compiler: eight seconds before the first step.
+pytestmark = pytest.mark.slow
+
 SMALL = {"bits": 10, "dim": 4, "hidden": [8]}
 
 

@@ -151,6 +151,7 @@ def carried(learner, old_rq, new_rq):
             carry_over(made, name, *pair, clock_ms=learner.clock_ms, step=learner.step)
 
 
+@pytest.mark.slow
 def test_old_items_score_as_before_when_a_drifted_book_is_adopted():
     rng = np.random.default_rng(3)
     old, new = items_of(rng, 20, 1_200), items_of(rng, 8, 12)
@@ -213,6 +214,7 @@ def shuffled(book, path):
     return path
 
 
+@pytest.mark.slow
 def test_a_model_goes_on_with_a_book_that_numbers_its_codes_anew(book, tmp_path):
     """Snapshot, adopt, resume: every score to the end is the same bit for bit."""
     log = write_log(tmp_path / "log.parquet", samples=600)

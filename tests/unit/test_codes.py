@@ -56,6 +56,7 @@ def test_codes_do_not_depend_on_the_batch(batch):
     assert np.array_equal(np.concatenate([p.residual_BL for p in parts]), CODES.residual_BL)
 
 
+@pytest.mark.slow
 def test_another_process_gives_the_same_book_and_codes():
     program = (
         "from embeddings.codes.fit import *; import xxhash;"

@@ -220,6 +220,7 @@ def test_the_error_of_a_perfect_model_lies_at_the_known_floor(n, floor):
     assert np.mean(errors) == pytest.approx(floor, rel=0.3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", (-2.0, -9.0, 9.0))
 def test_the_floor_of_many_rows_equals_that_of_redrawn_rows(monkeypatch, rate):
     s, y = click_log(150_000, rate=rate, spread=0.5)

@@ -14,6 +14,7 @@ def blocked(rng, blocks, mean=0.0, spread=1.0):
     return mean + rng.normal(0, spread, blocks)[block] + rng.normal(0, 1, len(block)), block
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("blocks", (60, 400))
 def test_the_interval_covers_the_true_difference(blocks):
     """Of 200 simulations, about 190 hold the truth; between 180 and 199 is 3.2 standard errors."""

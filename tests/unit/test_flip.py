@@ -164,6 +164,7 @@ def test_each_side_is_seen_through_the_other():
         assert float(mask.grad.abs().sum()) > 0
 
 
+@pytest.mark.slow
 def test_the_vector_tells_the_hidden_id():
     """An item's vector is a function of its id: with it the hidden id is nearly known."""
     spec = small_spec()
@@ -290,6 +291,7 @@ def test_threads_do_not_matter():
     assert torch.equal(one, two)
 
 
+@pytest.mark.slow
 def test_content_of_new_items_is_seen():
     """Every item is new in every batch and its click depends on its vector alone."""
 

@@ -94,6 +94,7 @@ def test_a_grown_ranker_is_restored_with_its_ages_and_goes_on_bit_for_bit():
     assert_same_state(state_of(grown), state_of(other))
 
 
+@pytest.mark.slow
 def test_a_module_that_joined_learns():
     """A content vector decides the click, and the base does not read it."""
     spec = small_spec()

@@ -261,6 +261,7 @@ print(digest.hexdigest(), ids.counts())
 """
 
 
+@pytest.mark.slow
 def test_uncompiled_loops_give_the_same_bits():
     runs = []
     for disabled in ("0", "1"):

@@ -109,6 +109,7 @@ def test_the_present_version_fades_in_step_with_learned_samples():
 READERS = [name for name, module in BUILDERS.items() if module.reads_vectors]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", (None, *READERS))
 @pytest.mark.parametrize("projection", (0, 16))
 def test_a_faded_version_is_dropped_without_a_change_of_any_score(module, projection):
@@ -169,6 +170,7 @@ def test_other_modules_do_not_join_under_cover_of_a_version():
         ranker(both(small_spec()), **ON).apply(state_of(before))
 
 
+@pytest.mark.slow
 def test_the_new_version_learns_what_the_present_one_knew():
     """Clicks follow the vectors alone: after the change of versions they still do."""
     spec = small_spec()

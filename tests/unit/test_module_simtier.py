@@ -192,6 +192,7 @@ def base_loss():
     return np.mean([float(base.learn_many(batch).loss) for batch in similar_stream()][-30:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "modules",
     (

@@ -28,6 +28,7 @@ def test_golden_values_of_rowwise_adagrad():
     np.testing.assert_allclose(w[0], [0.098841, -0.273030, 0.155100, 0.253941], atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("constant", (True, False))
 def test_rowwise_adagrad_is_torchs_when_gradients_are_constant_along_a_row(constant):
     torch.manual_seed(0)
@@ -83,6 +84,7 @@ def network():
     return nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 1))
 
 
+@pytest.mark.slow
 def test_flat_adam_follows_torchs_adam():
     ours, theirs = network(), network()
     flat = FlatAdam(ours.parameters(), AdamConfig(lr=1e-2, beta1=0.9))

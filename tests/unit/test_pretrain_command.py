@@ -71,6 +71,7 @@ def report_of(out):
     return json.loads(out.with_name(f"{out.name}.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
     (
@@ -114,6 +115,7 @@ def test_a_replay_uses_the_projection(log, tmp_path, capsys):
     assert content["samples"] == USERS * 5 * 2
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_goes_on_where_it_was(log, tmp_path, monkeypatch):
     whole, broken = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
     assert run(arguments(log, whole, "--no-control")) == 0

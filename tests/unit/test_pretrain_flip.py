@@ -138,6 +138,7 @@ def test_only_the_last_layers_are_trained(pieces):
     )
 
 
+@pytest.mark.slow
 def test_both_sides_learn_from_each_other_and_again_the_same(pieces):
     """Colour and shape follow from the id: all three losses fall, with the ids' help."""
     rows = rows_of(pieces)

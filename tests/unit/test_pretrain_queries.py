@@ -81,6 +81,7 @@ def test_a_field_that_nobody_fills_is_an_error(tmp_path):
         query_pairs([every_form(tmp_path / "l.parquet")], field="query", kinds=("like",), **TOPICS)
 
 
+@pytest.mark.slow
 def test_queries_learn_to_find_titles_that_share_no_word(tmp_path, monkeypatch):
     rng = random.Random(0)
     groups, items = 6, 60

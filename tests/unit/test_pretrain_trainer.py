@@ -73,7 +73,11 @@ def new_item_recall(vectors):
 
 @pytest.mark.parametrize(
     "changes",
-    ({"epochs": 30}, {"objective": "batch"}, {"objective": "batch", "hidden": 32, "epochs": 15}),
+    (
+        pytest.param({"epochs": 30}, marks=pytest.mark.slow),
+        {"objective": "batch"},
+        pytest.param({"objective": "batch", "hidden": 32, "epochs": 15}, marks=pytest.mark.slow),
+    ),
     ids=["queue", "batch", "hidden"],
 )
 def test_training_generalises_to_new_items_and_a_placebo_hardly(changes):

@@ -27,6 +27,7 @@ def at(batch, ts_ms):
     return dataclasses.replace(batch, ts_ms_B=torch.full_like(batch.ts_ms_B, ts_ms))
 
 
+@pytest.mark.slow
 def test_a_copy_scores_until_the_next_multiple():
     every = 10 * MINUTE_MS
     offset = START_MS + 3 * MINUTE_MS

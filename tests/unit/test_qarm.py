@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from learners import catalog
 from learners.batch import MiniBatch
 from learners.feature_spec import FeatureSpec
 from learners.modules.qarm import Qarm
@@ -351,6 +352,7 @@ def late_loss(learner: IdContent, how: str, steps: int = 150) -> float:
     return float(np.mean(losses[-30:]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("how", "uses"), (("item", ("item",)), ("cross", ("cross",)),
                                            ("cross", ("sequence",))))  # fmt: skip
 def test_it_sees_what_only_codes_tell(how, uses):
@@ -362,6 +364,35 @@ def test_it_sees_what_only_codes_tell(how, uses):
     assert late_loss(seeing, how) < 0.5
 
 
+@pytest.mark.parametrize(
+    "module",
+    ({"make": {"on": True, "attention": 16, "hidden": [16]}}, {"simtier": {"on": True}},
+     {"fgcnn": {"on": True, "channels": [3], "kernel": 3}}),
+    ids=lambda module: next(iter(module)),
+)  # fmt: skip
+def test_other_methods_do_not_see_what_only_codes_tell(module):
+    options = {"device": "cpu", "hidden": [16, 8], "content_projection": 0, **module}
+    blind = catalog.build("id_content", SPEC, options)
+    assert isinstance(blind, IdContent)
+    assert late_loss(blind, "item", steps=60) > 0.66
+
+
+def test_codes_drawn_at_random_are_worth_nothing():
+    """Check 17: the same rows and weights over codes that no click depends on."""
+
+    class Random(Planted):
+        def batch(self, b: int) -> MiniBatch:
+            made = super().batch(b)
+            order = self.rng.permutation(b)
+            bags = tuple(bag[order] for bag in made.bags_BL)
+            return dataclasses.replace(made, bags_BL=bags)
+
+    learner, stream = ranker(content_projection=0), Random(SPEC, seed=1)
+    losses = [float(learner.learn_many(stream.batch(64)).loss) for _ in range(80)]
+    assert np.mean(losses[-30:]) > 0.68
+
+
+@pytest.mark.slow
 def test_it_can_learn_a_batch_by_heart():
     learner, batch = ranker(content_projection=0), Planted(SPEC, seed=2).batch(64)
     losses = [float(learner.learn_many(batch).loss) for _ in range(250)]

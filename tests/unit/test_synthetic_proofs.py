@@ -125,6 +125,7 @@ def test_labels_are_draws_of_the_truth_and_its_calibration_error_is_noise(model)
     assert perfect.score == pytest.approx(perfect.floor, rel=0.5)
 
 
+@pytest.mark.slow
 def test_labels_shuffled_within_the_hour_cannot_be_predicted(tmp_path):
     def shuffle(shown):
         hour = shown.ts_ms // HOUR_MS
@@ -165,6 +166,7 @@ def canary(of, share=0.05):
     return change
 
 
+@pytest.mark.slow
 def test_a_leaked_label_shows_and_the_label_before_is_worth_nothing(tmp_path):
     ids = config_of(features=IDS, counters=())
     table = loader.to_dict(ids)
@@ -196,6 +198,7 @@ class TrainsFirst(IdContent):
         )
 
 
+@pytest.mark.slow
 def test_training_before_predicting_would_show(runs, settled, monkeypatch):
     entry = catalog.Entry(config=IdContentConfig, builder=TrainsFirst)
     monkeypatch.setattr(catalog, "ENTRIES", {**catalog.ENTRIES, "trains_first": entry})
@@ -208,6 +211,7 @@ def test_training_before_predicting_would_show(runs, settled, monkeypatch):
     assert gap(settled, wrong).mean() < 0.5 * seeming
 
 
+@pytest.mark.slow
 def test_the_same_run_twice_gives_the_same_bytes(tmp_path):
     log = stream_of(tmp_path, impressions=4_000)
     config = config_of(features=FEATURES, counters=("user", "item"))
@@ -224,6 +228,7 @@ def test_weights_never_know_a_rows_own_label(model):
     assert len(np.unique(model.weights_ms)) > 50
 
 
+@pytest.mark.slow
 def test_later_clicks_change_no_earlier_prediction(runs, model, settled, tmp_path):
     """All clicks after a moment are taken away: what was predicted until then stays bit for bit."""
     end_ms = START_MS + 24 * HOUR_MS
@@ -244,6 +249,7 @@ def test_later_clicks_change_no_earlier_prediction(runs, model, settled, tmp_pat
                 ).mean() > 0.9  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_two_clocks_differ_by_what_the_weights_know(model, settled):
     """The same rows, features and labels; at `settle` the weights know about a window more."""
     for name in ("item_id", "user_id", "ts_ms", "label"):
@@ -259,6 +265,7 @@ def test_the_two_clocks_differ_by_what_the_weights_know(model, settled):
     assert abs(gap(model, settled).mean()) < 0.005
 
 
+@pytest.mark.slow
 def test_ignoring_the_position_hurts(runs, model):
     names = [name for name in FEATURES if name != "position"]
     blind = runs.run(runs.log(), features=names, counters=("user", "item"))
@@ -283,6 +290,7 @@ def exposures_before(run):
     return exposures
 
 
+@pytest.mark.slow
 def test_content_helps_items_that_nobody_has_seen_and_a_placebo_does_not(runs):
     fresh = {"new_items_per_hour": 6, "item_life_hours": 8.0, "trend": 0.2}
     log, placebo_log = runs.log(**fresh), runs.log(**fresh, content="permuted")

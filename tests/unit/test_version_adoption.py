@@ -134,6 +134,7 @@ def test_without_a_version_that_comes_in_there_is_nothing_to_adopt(stopped, tmp_
         adopt_version(tmp_path / "nowhere", tmp_path)
 
 
+@pytest.mark.slow
 def test_a_run_killed_during_the_fade_goes_on_bit_for_bit(world, stopped, tmp_path):
     log, during, _ = world
     config = during(64, 500)
@@ -148,6 +149,7 @@ def test_a_run_killed_during_the_fade_goes_on_bit_for_bit(world, stopped, tmp_pa
     np.testing.assert_array_equal(predictions(whole)["logit"], predictions(cut)["logit"])
 
 
+@pytest.mark.slow
 def test_a_module_joins_a_replay_by_permission_and_without_a_jump(world, stopped, tmp_path):
     log, _, _ = world
     ranker = {"name": "id_content", "label": "click", "options": {"linear_content": {"on": True}}}
