@@ -19,6 +19,8 @@ TWO := -n 2 --dist loadgroup
 # Compiled kernels are kept between runs; idle OpenMP threads sleep instead of spinning.
 export NUMBA_CACHE_DIR ?= $(CURDIR)/build/numba
 export OMP_WAIT_POLICY ?= passive
+# Without bytecode each of the many processes that tests start would compile thousands of modules.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help
 help: ## this list
@@ -71,7 +73,7 @@ prepared: lint layers
 		$(BIN)/python -m tests.support.compile_loops || { kill $$types; exit 1; }; wait $$types
 
 .PHONY: check
-check: prepared ## all that is fast: format, lint, types, layers, tidy, unit, a quarter of property examples
+check: prepared ## all that is fast: format, lint, types, layers, tidy, unit but slow ones, a quarter of property examples
 	$(PYTEST) $(TWO) -m "not slow" \
 		tests/test_tidy.py tests/test_docs.py tests/unit tests/golden tests/property
 
