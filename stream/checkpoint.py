@@ -38,6 +38,8 @@ _FREE: tuple[str, ...] = (
     "snapshot.", "stream.max_slice_events", "stream.buffered_max", "stream.idle_ms", "ranker.grow",
     "items.cache_rows", "items.pending_bytes_max", "topics.", "kafka.", "worker.", "telemetry.",
 )  # fmt: skip
+_OF_MODULES = tuple(f"ranker.options.{module}." for module in BUILDERS)
+_GROW = "; ranker.grow = true takes modules on and drops others, all else goes on"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +74,7 @@ def misfits(saved: Mapping[str, Any], config: Config) -> list[str]:
     if not before or config.ranker.grow:  # a version comes in, or is given up
         free += ("items.next",)
     if config.ranker.grow:
-        free += tuple(f"ranker.options.{module}." for module in BUILDERS)
+        free += _OF_MODULES
     return [line for line in lines if not line.lstrip().startswith(free)]
 
 
@@ -131,9 +133,9 @@ class Checkpointer:
         different = misfits(found.meta["config"], config) if found.ref is not None else []
         if different:
             raise InputError(
-                f"snapshot {found.ref} does not fit this configuration:\n  "
-                + "\n  ".join(different)
-                + "\nuse the snapshot's configuration, or another snapshot directory"
+                f"snapshot {found.ref} does not fit this configuration: {'; '.join(different)}. "
+                "Use the snapshot's configuration, or another snapshot directory"
+                + (_GROW if all(line.startswith(_OF_MODULES) for line in different) else "")
             )
 
     def restore(self, found: Restored, composition: Composition) -> Restored:

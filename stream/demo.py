@@ -30,7 +30,7 @@ RECORD = "record.parquet"
 """What came over the broker, where the demo replays that."""
 
 STALLED_S = 120.0
-# Until its first word a worker compiles its loops: a minute or two of one core.
+# At first processes start and compile their loops: minutes, on a machine with other work.
 STARTING_S = 600.0
 _POLL_S = 0.25
 
@@ -184,7 +184,7 @@ class Demo:
         total: int = 0,
     ) -> None:
         """Wait until the worker's status says so; raises FaultError when it ends or stalls."""
-        last, moved = -1, time.monotonic()
+        last, moved, limit_s = -1, time.monotonic(), STARTING_S
         while True:
             status: dict[str, Any] = {}
             with contextlib.suppress(OSError, ValueError):
@@ -198,8 +198,9 @@ class Demo:
                 self._exit(worker, "worker")
                 raise FaultError(f"the worker ended while {phase}")
             if records + items != last:
+                if last >= 0 and records + items:
+                    limit_s = STALLED_S
                 last, moved = records + items, time.monotonic()
-            limit_s = STALLED_S if status else STARTING_S
             if time.monotonic() - moved > limit_s:
                 raise FaultError(
                     f"{phase}: nothing happened for {limit_s:.0f} s; see {self._config.folder}"

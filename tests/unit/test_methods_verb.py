@@ -4,10 +4,13 @@ import json
 
 import pytest
 
-from infra.config import PRESETS
+from infra.config import PRESETS, to_dict
+from infra.errors import InputError
+from infra.snapshot_format import SnapshotRef
 from learners.catalog import ENTRIES
 from learners.modules.catalog import BUILDERS
 from stream import cli
+from stream.checkpoint import Checkpointer, Restored
 from stream.commands.methods import facts_of
 from stream.composition import load_config
 
@@ -99,3 +102,17 @@ def test_codes_are_not_fitted_to_items_without_vectors(capsys, tmp_path):
     assert cli.run(["pretrain", "scl", str(log), "--until", "2026-01-01", "--out",
                     str(tmp_path / "p"), "--set", "items.dim=0"]) == 2  # fmt: skip
     assert "items.dim is 0" in capsys.readouterr().err
+
+
+def test_a_snapshot_of_other_modules_says_how_they_are_taken_on():
+    def said(*overrides):
+        meta = {"config": to_dict(load_config("default+simtier", ()))}
+        ref = SnapshotRef(1, 7)
+        with pytest.raises(InputError) as error:
+            Checkpointer.check(Restored(ref=ref, meta=meta), load_config("default+best", overrides))
+        return str(error.value)
+
+    assert "ranker.options.make.on: (absent) -> True" in said()
+    assert "ranker.grow = true" in said()
+    assert "ranker.grow" not in said("items.seed=3")
+    assert "\n" not in said()
