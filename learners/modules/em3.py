@@ -234,7 +234,7 @@ class Em3(Module):
         if len(rows_N) < 2:
             return None
         keys_N = np.ascontiguousarray(x.step.ids_BF[rows_N, self.item.column])
-        draws_NN = draw_negatives(len(rows_N), (SEED, x.learn_step))
+        drawn_NM = draw_negatives(len(rows_N), (SEED, x.learn_step))
         scale_N = id_scale(
             self.memory.seen(keys_N), self.config.id_gradient, self.config.mature_rows
         )
@@ -242,7 +242,7 @@ class Em3(Module):
         at_N = torch.from_numpy(rows_N).to(device)
         ids_BE = x.embedded_BFD[self.item.table][:, self.item.place]
         ids_NE = scaled_gradient(ids_BE.index_select(0, at_N), torch.from_numpy(scale_N).to(device))
-        loss: Tensor = self.contrast(content_BD.index_select(0, at_N), ids_NE, draws_NN.to(device))
+        loss: Tensor = self.contrast(content_BD.index_select(0, at_N), ids_NE, drawn_NM)
         return loss * (self.config.contrast * x.step.learnable)
 
     def _targets(self, x: StepInputs) -> I64:

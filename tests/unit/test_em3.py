@@ -18,6 +18,7 @@ from learners.modules.em3_cold import ContentToId
 from learners.modules.em3_contrast import (
     ContentIdContrast,
     contrast,
+    counted,
     draw_negatives,
     id_scale,
     loss_at_start,
@@ -196,7 +197,7 @@ def test_a_former_that_is_not_trained_stays_as_it_began():
 
 def test_contrast_has_the_golden_values():
     """Check 7: ln 17 with equal logits; 7.3e-4 with aligned orthogonal pairs at tau = .1."""
-    draws = draw_negatives(40, (1, 2))
+    draws = torch.from_numpy(counted(draw_negatives(40, (1, 2))))
     assert float(contrast(torch.zeros(40, 40), draws)) == pytest.approx(math.log(17), abs=1e-6)
     assert loss_at_start() == pytest.approx(2.833, abs=1e-3)
     aligned = float(contrast(torch.eye(40) / 0.1, draws))
@@ -209,10 +210,11 @@ def test_contrast_is_symmetric_and_like_a_loop():
     torch.manual_seed(0)
     head = ContentIdContrast(16, 8, temperature=0.5)
     c, e = torch.randn(12, 16), torch.randn(12, 8)
-    draws = draw_negatives(12, (3, 4))
+    drawn = draw_negatives(12, (3, 4))
+    draws = torch.from_numpy(counted(drawn))
     with torch.no_grad():
         c_, e_ = head.projected(c, e)
-        loss = float(head(c, e, draws))
+        loss = float(head(c, e, drawn))
         similarity = c_ @ e_.t() / 0.5
         assert float(contrast(similarity.t(), draws)) == pytest.approx(loss, rel=1e-6)
     total = 0.0
@@ -228,12 +230,36 @@ def test_contrast_is_symmetric_and_like_a_loop():
 
 def test_negatives_are_never_the_positive():
     """Check 9: with the draw of the paper, 3.1 % of the rows at n = 512 would have it."""
-    draws = draw_negatives(512, (5, 6))
-    assert not draws.diagonal().any()
+    drawn = draw_negatives(512, (5, 6))
+    assert drawn.shape == (512, 16)
+    assert not (drawn == np.arange(512)[:, None]).any()
+    assert drawn.min() == 0
+    assert drawn.max() == 511
+    np.testing.assert_array_equal(drawn, draw_negatives(512, (5, 6)))
+    assert (drawn != draw_negatives(512, (5, 7))).any()
+    draws = torch.from_numpy(counted(drawn))
     assert (draws.sum(1) == 16).all()
-    assert torch.equal(draws, draw_negatives(512, (5, 6)))
-    assert not torch.equal(draws, draw_negatives(512, (5, 7)))
     assert float(contrast(40 * torch.eye(512), draws)) < 1e-6  # no floor
+
+
+def test_the_compiled_contrast_and_its_gradients_are_those_of_torch():
+    """Few items, so that some are drawn several times."""
+    torch.manual_seed(1)
+    head, drawn = ContentIdContrast(16, 8, temperature=0.2), draw_negatives(6, (1, 1))
+    found = []
+    for compiled in (True, False):
+        head.zero_grad()
+        c = torch.randn(6, 16, generator=torch.manual_seed(2)).requires_grad_()
+        e = torch.randn(6, 8, generator=torch.manual_seed(3)).requires_grad_()
+        if compiled:
+            loss = head(c, e, drawn)
+        else:
+            c_, e_ = head.projected(c, e)
+            loss = contrast(c_ @ e_.t() / 0.2, torch.from_numpy(counted(drawn)))
+        (loss * 3).backward()
+        found.append([loss.detach(), c.grad, e.grad, *(p.grad.clone() for p in head.parameters())])
+    for own, expected in zip(*found, strict=True):
+        torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_the_id_side_is_scaled_by_exposure():
