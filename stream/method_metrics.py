@@ -40,6 +40,9 @@ FIGURES: Mapping[str, Figure] = {
     "make_trial_micronats": Figure(
         row=t.MAKE_DIFFERENCE, attributes={}, scale=1e6, only_with="make_trial_rows"
     ),
+    "simtier_served_rows": Figure(row=t.SERVED, attributes={t.OUTCOME: "read"}),
+    "simtier_served_differing": Figure(row=t.SERVED, attributes={t.OUTCOME: "differing"}),
+    "simtier_served_other_version": Figure(row=t.SERVED, attributes={t.OUTCOME: "other_version"}),
     "em3_memory_rows": _plain(t.EM3_MEMORY),
     **{
         f"em3_memory_cosine_{age}": Figure(

@@ -175,6 +175,11 @@ MAKE_WITHIN = _row(
 MAKE_REPLAYED = _row(
     "ranker.make.replayed", "counter", "{example}", "Samples that MAKE's extractor saw again."
 )
+SERVED = _row(
+    "ranker.served.examples", "counter", "{example}",
+    "Samples with a similarity histogram that a server logged: read, of which unlike our own "
+    "(differing), and not read (other_version).", OUTCOME,
+)  # fmt: skip
 EM3_MEMORY = _row(
     "ranker.em3.memory.items", "gauge", "{item}", "Items with a vector in EM3's memory."
 )
@@ -227,7 +232,7 @@ TABLE_OF_METRICS: tuple[Row, ...] = (
     EXAMPLES, NONFINITE, STEP, ROWS, ADMISSIONS, EVICTIONS, ITEM_UPDATES, ITEMS_WAITING,
     CACHE_LOOKUPS, CACHE_MISSES,
     VERSION_SHARE, CONTENT, METHOD_LOSS, MAKE_RELEASES, MAKE_TRIAL, MAKE_DIFFERENCE, MAKE_WITHIN,
-    MAKE_REPLAYED, EM3_MEMORY, EM3_COSINE, FLIP_VOCABULARY,
+    MAKE_REPLAYED, SERVED, EM3_MEMORY, EM3_COSINE, FLIP_VOCABULARY,
     EMBED_ITEMS, EMBED_REFUSED, EMBED_LATENCY, EMBED_BATCH, EMBED_BATCH_ITEMS, EMBED_WAITING,
     LOG_LOSS, NORMALIZED_ENTROPY, AUC, CALIBRATION, POSITIVE_RATE,
 )  # fmt: skip

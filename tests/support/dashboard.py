@@ -199,6 +199,10 @@ def _methods() -> list[dict[str, Any]]:
         panel("EM3: age of the memory", "short",
               (f"max by ({label(t.AGE)}) ({series(t.EM3_COSINE)})", f"replaced: {_of(t.AGE)}"),
               text="Cosine of a vector and the one that replaces it; below 1: old ones mislead."),
+        panel("SimTier: histograms that servers logged", "cps",
+              (rate(t.SERVED, t.OUTCOME), _of(t.OUTCOME)),
+              text="differing: read, but unlike our own: server and worker see other histories or "
+              "vectors. other_version: not read."),
         panel("Items in memories of methods", "short",
               (f"max ({series(t.EM3_MEMORY)})", "EM3: memory"),
               (f"max ({series(t.FLIP_VOCABULARY)})", "FLIP: ids with an output row")),

@@ -2,6 +2,7 @@ import pytest
 
 from infra.telemetry import NoTelemetry
 from learners.catalog import build
+from learners.modules.simtier import Skew
 from stream import metric_table as t
 from stream.method_metrics import FIGURES, publish_methods
 from tests.support.batches import BatchMaker, small_spec
@@ -61,6 +62,15 @@ def test_figures_of_releases():
     told = Told()
     publish_methods(told, object(), counts | {"make_trial_rows": 0})
     assert (t.MAKE_DIFFERENCE.name, ()) not in told.values
+
+
+def test_skew_of_served_histograms():
+    counts = {f"simtier_{name}": n for n, name in enumerate(Skew().counts(), 1)}
+    told = Told()
+    publish_methods(told, object(), counts)
+    for outcome, name in (("read", "rows"), ("differing",) * 2, ("other_version",) * 2):
+        value = told.values[t.SERVED.name, ((t.OUTCOME, outcome),)]
+        assert value == counts[f"simtier_served_{name}"]
 
 
 def test_a_learner_without_methods_tells_nothing():
