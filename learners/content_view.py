@@ -116,21 +116,21 @@ class PerStep(Generic[T]):
     """
 
     def __init__(self) -> None:
-        self._of: object = None
-        self._made: T | None = None
+        self._kept: tuple[object, T] | None = None
 
     def __deepcopy__(self, memo: object) -> PerStep[T]:
         return self
 
     def of(self, step: object, make: Callable[[], T]) -> T:
         """What `make` gave for this step."""
-        if self._made is None or self._of is not step:
-            self._of, self._made = step, make()
-        return self._made
+        kept = self._kept
+        if kept is None or kept[0] is not step:
+            self._kept = kept = (step, make())
+        return kept[1]
 
     def forget(self) -> None:
         """The step is over."""
-        self._of = self._made = None
+        self._kept = None
 
 
 @numba.njit(cache=True, nogil=True)

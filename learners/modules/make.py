@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -202,13 +202,24 @@ class Make(Module):
 
     def parts(self, mark: int | None) -> Sequence[Part]:
         """The extractor where it is trained here, and what became of the releases."""
-        parts = [self.versions.part()]
+        part = self.versions.part()
+        parts = [replace(part, meta={**part.meta, "mode": self.mode})]
         if self.online is not None:
             parts.extend(self.online.parts())
         return parts
 
     def apply(self, parts: Mapping[str, Part]) -> None:  # type: ignore[override]  # as containers do
-        """Take the state back; raises ValueError where releases of the snapshot are not there."""
+        """Take the state back.
+
+        Raises ValueError where releases of the snapshot are not there, or for one of another mode:
+        weights learned on one extractor's outputs mean nothing on another's.
+        """
+        was = parts["make"].meta.get("mode", self.mode) if "make" in parts else self.mode
+        if was != self.mode:
+            raise ValueError(
+                f"make: the snapshot is of mode '{was}', but the configuration of '{self.mode}'; "
+                "use the snapshot's, or drop the module first and let it begin anew (ranker.grow)"
+            )
         self.versions.apply(parts)
         if self.online is not None:
             self.online.apply(parts)

@@ -608,3 +608,13 @@ def test_an_extractor_of_other_sizes_is_refused():
     for other in ({"attention": 32, "hidden": [16, 32]}, {"attention": 16, "hidden": [32, 16]}):
         with pytest.raises(ValueError, match="make: the snapshot's extractor"):
             build(on=True, **other).apply(state_of(learner))
+
+
+def test_another_mode_is_another_model(trained_net, tmp_path):
+    """The ranker's maps have the same sizes in both, so that no other check would tell."""
+    path = release_file(tmp_path / "a", trained_net, until_ms=0)
+    options = {"on": True, "attention": 16, "hidden": [16, 16], "releases": [path]}
+    frozen, online = (build(mode=mode, **options) for mode in ("frozen", "online"))
+    for one, other in ((frozen, online), (online, frozen)):
+        with pytest.raises(ValueError, match="make: the snapshot is of mode"):
+            other.apply(state_of(one))
