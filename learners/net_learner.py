@@ -26,6 +26,7 @@ from learners.incoming import PREFIX, Fading, both_inputs
 from learners.learner import StepReport
 from learners.moments import Moments
 from learners.net_inputs import NetInputs, RankerNet
+from learners.row_products import check_layers
 from learners.step_inputs import (
     StepInputs,
     checked_keys,
@@ -81,7 +82,11 @@ class NetLearner:
     def __init__(
         self, spec: FeatureSpec, config: StepConfig, net: RankerNet, own: FeatureSpec | None = None
     ) -> None:
-        """`own`: what of `spec` the net reads, where that is not all of it."""
+        """`own`: what of `spec` the net reads, where that is not all of it.
+
+        Raises ValueError where a layer is so narrow that rows of a batch would not be independent.
+        """
+        check_layers(net)
         torch.set_num_threads(config.threads)
         self._whole, self.config = spec, config
         self.spec = spec = own or spec

@@ -22,6 +22,7 @@ from learners.batch import PADDING_KEY, MiniBatch
 from learners.feature_spec import FeatureSpec
 from learners.learner import StepReport
 from learners.moments import Moments
+from learners.row_products import check_layers
 from learners.step_inputs import StepInputs, checked_keys, step_inputs
 
 CPU = torch.device("cpu")
@@ -106,6 +107,7 @@ class Dcn:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.net = DcnNet(spec, config)
+        check_layers(self.net)
         kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.Adagrad
         self.optimizer: torch.optim.Optimizer = kind(self.net.parameters(), lr=config.lr)
         self.moments = Moments(len(spec.dense), CPU)

@@ -41,6 +41,7 @@ from learners.modules.em3_former import FormerConfig, FqFormer
 from learners.modules.em3_memory import ContentMemory
 from learners.modules.module import Addition, Module, ModuleConfig, zero_start
 from learners.net_inputs import NetInputs
+from learners.row_products import check_product
 from learners.step_inputs import StepInputs
 
 I64 = NDArray[np.int64]
@@ -122,6 +123,7 @@ class Correction(nn.Module):
         super().__init__()
         self.down = nn.Linear(dim, rank, bias=False)
         self.up = zero_start(rank, dim)
+        check_product("corrections.up", dim, rank, as_stored=True)
 
     def forward(self, x_BD: Tensor) -> Tensor:
         """x~."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from learners.modules.small_max import window_max
+from learners.row_products import Weights, check_product
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +101,9 @@ class Level(nn.Module):
         self.height, self.pooled = sizes
         self.width, self.features, self.channels = width, self.pooled * c.maps, channels
         self.config = c
-        self.conv = nn.Linear(channels[0] * c.kernel, channels[1])
+        self.conv = Weights(channels[0] * c.kernel, channels[1])
+        height, (before, after) = self.height, channels
+        check_product("conv", height * before, height * after, as_stored=True)
         self.recombine = nn.Linear(self.pooled * width * channels[1], self.features * width)
         taps = [
             torch.diag_embed(torch.ones(max(0, self.height - abs(d))), offset=d)

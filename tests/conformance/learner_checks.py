@@ -50,7 +50,7 @@ MODULE_OPTIONS: Mapping[str, Mapping[str, object]] = {
     "simtier": {"recent": [3]},
     "simscore": {"recent": [3]},
     # Rows of a length that no other field has: its table is its own.
-    "qarm": {"codes": ["rq1", "prefix2"], "anchors": 3, "dim": 5},
+    "qarm": {"codes": ["rq1", "prefix2"], "anchors": 3, "dim": 6},
     "em3": {"dim": 16, "heads": 2, "rank": 2, "memory_rows": 64, "contrast": 0.1},
     "make": {"attention": 16, "hidden": [16], "replay_rows": 64, "replays": 2},
     "flip": {"fields": ["item", "tab"], "states": 2, "exposure": "item.rate", "noise_rows": 64},

@@ -81,10 +81,10 @@ def test_times_and_labels():
 
 
 def test_options_of_the_ranker_are_resolved():
-    ranker = {"name": "id_content", "label": "click", "options": {"cross_rank": 5}}
+    ranker = {"name": "id_content", "label": "click", "options": {"cross_rank": 24}}
     options = facts_of(ranked_config(ranker=ranker))["ranker"]["options"]
     defaults = catalog.config_of("id_content", {})
-    assert options["cross_rank"] == 5
+    assert options["cross_rank"] == 24
     assert options["hidden"] == defaults.hidden
     assert options["embedding"]["lr"] == defaults.embedding.lr
 
