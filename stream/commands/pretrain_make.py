@@ -23,6 +23,7 @@ from learners.modules.make_training import (
     train,
     warm,
 )
+from stream.commands import pretrain_options as common
 from stream.commands.progress import progress
 from stream.composition import load_config
 from stream.pretraining_make import content_samples
@@ -30,14 +31,12 @@ from stream.times import time_ms
 
 
 @click.command("make")
-@click.argument("logs", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--until", required=True, metavar="TIME",
-              help="Labels known before (ISO time or UTC milliseconds).")  # fmt: skip
-@click.option("--from", "since", metavar="TIME", help="Only impressions from then on.")
-@click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False),
-              help="Release, a safetensors file.")  # fmt: skip
-@click.option("--config", "config_file", help="TOML file or preset of the ranker to be.")
-@click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Override a setting.")
+@common.logs
+@common.until("Labels known before (ISO time or UTC milliseconds).")
+@common.since("Only impressions from then on.")
+@common.out("Release, a safetensors file.")
+@common.config("TOML file or preset of the ranker to be.")
+@common.overrides
 @click.option("--warm-start", type=click.Path(path_type=Path, exists=True, dir_okay=False),
               help="Release to start from.")  # fmt: skip
 @click.option("--epochs", default=4, show_default=True, help="Passes over the window.")
@@ -54,8 +53,8 @@ from stream.times import time_ms
               help="Last share of the rows that each epoch is judged by; 0: none.")  # fmt: skip
 @click.option("--rows-max", default=1_000_000, show_default=True, metavar="N",
               help="Keep the newest so many rows.")  # fmt: skip
-@click.option("--threads", default=1, show_default=True, help="Threads of one step.")
-@click.option("--json", "as_json", is_flag=True, help="Print the facts as JSON.")
+@common.threads
+@common.as_json
 def make(**given: Any) -> None:
     """Train MAKE's extractor on LOGS, for `ranker.options.make.releases`.
 

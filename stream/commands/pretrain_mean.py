@@ -11,6 +11,7 @@ import numpy as np
 from embeddings.encoders import catalog
 from embeddings.fusion import fit_means, write_means
 from infra.errors import InputError
+from stream.commands import pretrain_options as common
 from stream.commands.progress import progress
 from stream.composition import load_config
 from stream.pretraining import read_items
@@ -18,16 +19,15 @@ from stream.times import time_ms
 
 
 @click.command("mean")
-@click.argument("logs", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False),
-              help="Means by encoder, a safetensors file.")  # fmt: skip
-@click.option("--config", "config_file", help="TOML file or preset that names the encoders.")
-@click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Override a setting.")
+@common.logs
+@common.out("Means by encoder, a safetensors file.")
+@common.config("TOML file or preset that names the encoders.")
+@common.overrides
 @click.option("--until", metavar="TIME", help="Only items whose last event is older [all].")
 @click.option("--items-max", default=10_000, show_default=True, metavar="N",
               type=click.IntRange(min=1), help="Encode a sample of so many.")  # fmt: skip
 @click.option("--topic", default="items", show_default=True, help="Topic of the items.")
-@click.option("--json", "as_json", is_flag=True, help="Print the facts as JSON.")
+@common.as_json
 def mean(
     *,
     logs: tuple[Path, ...],

@@ -17,6 +17,7 @@ from embeddings.item_content import ItemContent
 from embeddings.pretrain.pairs import PairConfig, Pairs
 from embeddings.pretrain.trainer import ContrastConfig, ContrastTrainer, EpochFacts, PairRows
 from infra.errors import InputError
+from stream.commands import pretrain_options as common
 from stream.commands.progress import progress
 from stream.composition import load_config, raw_encoder_of
 from stream.config import Config
@@ -37,13 +38,11 @@ from stream.times import time_ms
 
 
 @click.command("scl")
-@click.argument("logs", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--until", required=True, metavar="TIME",
-              help="Train on what happened before; judge by what came after.")  # fmt: skip
-@click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False),
-              help="Projection, a safetensors file; its report has .json behind.")  # fmt: skip
-@click.option("--config", "config_file", help="TOML file or preset that names the encoder.")
-@click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Override a setting.")
+@common.logs
+@common.until("Train on what happened before; judge by what came after.")
+@common.out("Projection, a safetensors file; its report has .json behind.")
+@common.config("TOML file or preset that names the encoder.")
+@common.overrides
 @click.option("--pairs", "source", type=click.Choice(["session", "next", "nearest", "query"]),
               default="session", show_default=True, help="Which items make a pair.")  # fmt: skip
 @click.option("--window-minutes", default=30.0, show_default=True, metavar="M",
@@ -61,7 +60,7 @@ from stream.times import time_ms
               help="Train on shuffled pairs as well, to compare.")  # fmt: skip
 @click.option("--resume", is_flag=True, help="Go on where an earlier run was ended.")
 @click.option("--device", default="cpu", show_default=True, help="Such as cuda.")
-@click.option("--threads", default=1, show_default=True, help="Threads of one step.")
+@common.threads
 def scl(**given: Any) -> None:
     """Align an encoder's vectors with what users take together, for `items.projection`.
 

@@ -10,6 +10,7 @@ import click
 from infra.errors import InputError
 from learners.modules.tiers import equal_mass
 from learners.modules.tiers_file import Tiers, write_tiers
+from stream.commands import pretrain_options as common
 from stream.commands.progress import progress
 from stream.composition import load_config
 from stream.pretraining_tiers import cosine_counts
@@ -17,18 +18,16 @@ from stream.times import time_ms
 
 
 @click.command("tiers")
-@click.argument("logs", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--until", required=True, metavar="TIME",
-              help="Only impressions before (ISO time or UTC milliseconds).")  # fmt: skip
-@click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False),
-              help="Edges, a JSON file.")  # fmt: skip
+@common.logs
+@common.until("Only impressions before (ISO time or UTC milliseconds).")
+@common.out("Edges, a JSON file.")
 @click.option("--tiers", "count", default=20, show_default=True, metavar="N",
               type=click.IntRange(2, 1_000), help="Number of tiers, at most.")  # fmt: skip
 @click.option("--history", "histories", multiple=True, metavar="NAME", help="Histories [all].")
 @click.option("--block", default="", help="Block of the item vectors [the fused one].")
-@click.option("--config", "config_file", help="TOML file or preset of the ranker to be.")
-@click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Override a setting.")
-@click.option("--json", "as_json", is_flag=True, help="Print the facts as JSON.")
+@common.config("TOML file or preset of the ranker to be.")
+@common.overrides
+@common.as_json
 def tiers(  # one parameter an option
     *,
     logs: tuple[Path, ...],
