@@ -5,6 +5,7 @@ Knows nothing of what it compares.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numba
@@ -21,9 +22,10 @@ U8 = NDArray[np.uint8]
 def window_max(x_BKHPC: Tensor) -> Tensor:
     """The maximum over the fourth of five axes, float32 [B, K, H, C]; the gradient goes to it.
 
-    Among equal ones to the first. On the CPU compiled loops, elsewhere `torch.max`. A number that
-    is none spreads. P at most 256.
+    Among equal ones to the first. A number that is none spreads. P at most 256.
     """
+    if not (x_BKHPC.requires_grad and torch.is_grad_enabled()):
+        return functools.reduce(torch.maximum, x_BKHPC.unbind(3))
     if x_BKHPC.device.type != "cpu":
         return x_BKHPC.max(3).values
     assert x_BKHPC.shape[3] <= 256, x_BKHPC.shape
