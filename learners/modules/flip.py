@@ -5,7 +5,7 @@ from the others and the item's cached vector (MTM), the item's ids and its vecto
 (ICL), and a gate by exposure weighs them. The language model has run before: here are vectors only.
 
 Legend: n learned rows of a batch, F fields of the item, T states of an item, P width of a state, D
-width of an output row, A width of the shared space, H hidden units of the ranker.
+width of an output row, W of the tower, A of the shared space, H hidden units of the ranker.
 """
 
 from __future__ import annotations
@@ -148,11 +148,14 @@ class Flip(Module):
             self.tabular = Tabular(c.width, state, len(dims), c.output_width)
             if c.states == 1:
                 del self.tabular.query
-        self.of_ids = Projection(c.width, c.shared_width)
-        self.of_text = Projection(block.dim, c.shared_width)
+        if c.contrast_weight:
+            self.of_ids = Projection(c.width, c.shared_width)
+            self.of_text = Projection(block.dim, c.shared_width)
         if c.joins:
-            self.id_head = zero_start(c.shared_width, hidden + 1)
-            self.text_head = zero_start(c.shared_width, hidden + 1)
+            # They read r and the vector, not the projections of these: LayerNorm would make an id
+            # that nothing is known of as loud as one that is.
+            self.id_head = zero_start(c.width, hidden + 1)
+            self.text_head = zero_start(block.dim, hidden + 1)
             # With exposure sigmoid(b + a log1p n): .12 for a new item, .5 at 6 impressions.
             gate = [-2.0, 1.0] if c.exposure else [0.0]
             self.gate = nn.Parameter(torch.tensor(gate))
@@ -171,15 +174,15 @@ class Flip(Module):
         tower_BW = self._tower(rows)
         hidden = logit = None
         if self.config.joins:
-            both = self.mixed(x, self.of_ids(tower_BW), self.of_text(text_BP))
+            both = self.mixed(x, tower_BW, text_BP)
             hidden, logit = both[:, :-1], both[:, -1]
         loss = self._losses(x, rows, tower_BW, text_BP) if learning else None
         return Addition(hidden_BH=hidden, logit_B=logit, loss=loss)
 
-    def mixed(self, x: NetInputs, ids_BA: Tensor, text_BA: Tensor) -> Tensor:
+    def mixed(self, x: NetInputs, tower_BW: Tensor, text_BP: Tensor) -> Tensor:
         """Sum alpha z_id + (1 - alpha) z_text [B, H + 1]; alpha = 1 where there is no vector."""
         text_share_B1 = (1 - self.alpha(x)) * x.present_B1
-        own, text = self.id_head(ids_BA), self.text_head(text_BA)
+        own, text = self.id_head(tower_BW), self.text_head(text_BP)
         both: Tensor = (1 - text_share_B1) * own + text_share_B1 * text
         return both
 

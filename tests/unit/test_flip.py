@@ -189,7 +189,7 @@ def test_alpha_is_the_papers_mixture():
     for _ in range(3):
         learner.learn_many(stream.batch(40))
     module, x = module_of(learner), inputs_of(learner, stream.batch(40))
-    ids, text = torch.randn(40, 64), torch.randn(40, 64)
+    ids, text = torch.randn(40, 64), torch.randn(40, module.text.stop - module.text.start)
     has = x.present_B1[:, 0] > 0
     torch.nn.init.normal_(module.id_head.weight)
     torch.nn.init.normal_(module.text_head.weight)
@@ -232,6 +232,27 @@ def test_without_weights_and_head_it_is_the_ranker_bit_for_bit():
         assert torch.equal(one.logits_B, other.logits_B)
     batch = a.batch(30)
     assert torch.equal(plain.predict_many(batch), silent.predict_many(batch))
+
+
+def test_the_head_reads_how_much_is_known():
+    """Ids of which nothing is known add little: r is read at its own length, not at unit length."""
+    learner, stream = ranker(), BatchMaker(small_spec())
+    for _ in range(3):
+        learner.learn_many(stream.batch(40))
+    module, x = module_of(learner), inputs_of(learner, stream.batch(40))
+    torch.nn.init.normal_(module.id_head.weight)
+    with torch.no_grad():
+        module.gate.fill_(1.0)
+        r = torch.rand(40, module.config.width)
+        whole, faint = (module.mixed(x, scale * r, x.target_BC[:, module.text])
+                        for scale in (1.0, 0.01))  # fmt: skip
+    assert torch.allclose(faint, 0.01 * whole, atol=1e-4)
+
+
+def test_without_contrast_there_is_nothing_for_it():
+    names = {name for name, _ in module_of(ranker(contrast_weight=0.0)).named_parameters()}
+    assert names
+    assert not any(name.startswith(("of_ids", "of_text")) for name in names)
 
 
 def test_losses_alone_move_the_ids():
