@@ -17,9 +17,9 @@ from infra import config as loader
 from stream.codec import ClickDecoder, ImpressionDecoder
 from stream.columns import EventColumns, EventKind
 from stream.composition import Composition, compose
-from stream.config import Config, RankerConfig
+from stream.config import CODES_PATH, Config, ItemsConfig, RankerConfig, ReportConfig
 from stream.pipeline import OnlinePipeline
-from stream.positions import Position
+from stream.positions import LIVE_SOURCE, Position
 from stream.record_log import RecordLog
 from stream.records import RecordBatch, TopicPartition
 
@@ -38,12 +38,17 @@ def verify_against(meta: Mapping[str, Any], logs: Sequence[Path]) -> list[str]:
     positions = {p.tp: p for p in (Position.from_map(row) for row in meta["positions"])}
     opened = [RecordLog(path) for path in logs]
     names = [log.source_id for log in opened]
+    if len(opened) == 1 and all(p.source_id.startswith(LIVE_SOURCE) for p in positions.values()):
+        # The record of a worker's topics: counts, offsets and hashes tell whether it is theirs.
+        positions = {tp: replace(p, source_id=names[0]) for tp, p in positions.items()}
     strangers = [
         f"{tp.topic}/{tp.partition}: consumed from source {p.source_id}, which is none of the "
         "given logs"
         for tp, p in positions.items()
         if p.source_id not in names
     ]
+    if strangers and any(p.source_id.startswith(LIVE_SOURCE) for p in positions.values()):
+        strangers.append("give the record of a worker's topics alone: `millrace record` writes it")
     if strangers or not positions:
         return strangers or ["the snapshot has no positions, so nothing can be compared"]
     last = max(names.index(p.source_id) for p in positions.values())
@@ -110,7 +115,11 @@ def _ledger_problems(
         config,
         ranker=RankerConfig(name="base_rate", label=config.ranker.label),
         stream=replace(config.stream, predict_at="settle"),
-        items=replace(config.items, dim=0),
+        # No sample depends on content or on counters, so no file of vectors or codes is needed.
+        items=ItemsConfig(dim=0),
+        feature=tuple(f for f in config.feature if not f.path.startswith(CODES_PATH)),
+        counter=(),
+        report=ReportConfig(),
     )
     composition = compose(counting, None)
     try:

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from stream.records import TopicPartition
 
 MASK64 = (1 << 64) - 1
+LIVE_SOURCE = "kafka:"
+"""What names of sources begin with that are topics of a broker, not logs."""
 
 
 def record_hash(key: bytes | None, value: bytes | None) -> int:

@@ -14,6 +14,7 @@ from kafka.errors import KafkaError, TopicAlreadyExistsError
 
 from infra.errors import InputError
 from stream.kafka.settings import TopicsConfig
+from stream.positions import LIVE_SOURCE
 
 _HOUR_MS = 3_600_000
 
@@ -142,7 +143,7 @@ def source_ids(admin: KafkaAdminClient, facts: Mapping[str, TopicFacts]) -> dict
     A recreated topic and another cluster have others; the embedded broker's change with each start.
     """
     cluster = str(admin.describe_cluster().get("cluster_id") or "")
-    return {name: f"kafka:{cluster}:{fact.topic_id}" for name, fact in facts.items()}
+    return {name: f"{LIVE_SOURCE}{cluster}:{fact.topic_id}" for name, fact in facts.items()}
 
 
 def _missing(facts: Mapping[str, TopicFacts], config: TopicsConfig) -> Iterator[Finding]:

@@ -253,6 +253,28 @@ def test_the_command_proves_each_snapshot(log, tmp_path, capsys):
     assert "none of the given logs" in capsys.readouterr().out
 
 
+def test_a_live_snapshot_is_proven_by_the_record_of_its_topics(log, tmp_path):
+    """Positions of a worker name the broker's topics, which no log's name is."""
+    killed_run(log, tmp_path / "r")
+    meta = metas(tmp_path / "r")[-1]
+    live = meta | {
+        "positions": [{**row, "source_id": f"kafka:c:{row['topic']}"} for row in meta["positions"]]
+    }
+    assert verify_against(live, (log,)) == []
+    other = write_log(tmp_path / "other.parquet", samples=50)
+    assert any("records consumed, the log has" in line for line in verify_against(live, (other,)))
+    assert "`millrace record` writes it" in verify_against(live, (log, other))[-1]
+
+
+def test_no_file_of_vectors_or_codes_is_needed_for_the_proof(log, tmp_path):
+    killed_run(log, tmp_path / "r")
+    meta = metas(tmp_path / "r")[-1]
+    items = {"dim": 64, "vectors_file": "gone.parquet", "codebook": "gone.safetensors"}
+    coded = {"name": "code", "path": "item.attributes.codes.rq1"}
+    changed = meta["config"] | {"items": items, "feature": [*meta["config"]["feature"], coded]}
+    assert verify_against(meta | {"config": changed}, (log,)) == []
+
+
 def test_a_ledger_that_counts_a_sample_twice_is_found(log, tmp_path):
     killed_run(log, tmp_path / "r")
     meta = metas(tmp_path / "r")[-1]
