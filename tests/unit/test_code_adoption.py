@@ -103,7 +103,7 @@ def test_an_id_without_a_row_counts_as_the_shared_row_and_room_is_bounded():
 
 # Checks 12 and 13 of QARM: a refresh in a model that has learned.
 
-CODES = QarmConfig(on=True, codes=("rq1", "rq2", "prefix2"), anchors=0, dim=5)
+CODES = QarmConfig(on=True, codes=("rq1", "rq2", "prefix2"), anchors=0, dim=6)
 SPEC = small_spec(codes=CODES)
 
 
