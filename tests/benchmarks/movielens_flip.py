@@ -48,7 +48,7 @@ from tests.support.recorded import Recording, record
 
 BUILD = data.BUILD / "flip"
 DIM = 128
-TOKENS_MAX = 48
+TOKENS_MAX = 32
 LAYERS = 1
 """Half of the command's default, for the time of two slow cores."""
 ATTRIBUTES = ("genres", "year")
@@ -132,8 +132,8 @@ class Films:
         path = BUILD / f"{name}.parquet"
         if not path.exists():
             BUILD.mkdir(parents=True, exist_ok=True)
+            whole = torch.from_numpy(self.vectors(name))
             with torch.no_grad():
-                whole = torch.from_numpy(self.vectors(name))
                 cut = ProjectionHead(whole, DIM, 0, 0)(whole).numpy()
             ids = [item.item_id for item in self.items.values()]
             version = content_version("films", ids, cut)
