@@ -7,12 +7,16 @@ from pathlib import Path
 import click
 import pytest
 
-from infra.config import preset_path
+from infra.errors import InputError
+from learners import catalog
 from stream.cli import group
+from stream.composition import load_config
+from stream.feature_plan import plan
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 BLOCK = re.compile(r"^```[a-z]*\n(.*?)^```|((?:^    \S.*\n)+)", re.MULTILINE | re.DOTALL)
+PRESETS_ALONE = re.compile(r"[a-z0-9-]+(\+[a-z0-9-]+)*")
 START = re.compile(r"^(?:\$ )?(?:\.venv/bin/)?millrace (?=[a-z])")
 
 
@@ -39,7 +43,7 @@ def test_there_are_many():
 
 @pytest.mark.parametrize("words", FOUND)
 def test_it_is_taken(words):
-    """Options are known, values have their type, presets are there; nothing is run."""
+    """Options are known, values have their type, configurations fit; nothing is run."""
     command, names = group, ["millrace"]
     parent = click.Context(group, info_name="millrace")
     while isinstance(command, click.Group):
@@ -55,7 +59,17 @@ def test_it_is_taken(words):
         assert "does not exist" in error.message  # noqa: PT017 - what else is amiss is raised
         return
     with context:
-        joined = [context.params.get("config_file") or "", *context.params.get("inputs", ())]
-    for name in "+".join(map(str, joined)).split("+"):
-        if name.islower() and "." not in name and "/" not in name:
-            preset_path(name)
+        given = context.params
+        configs = [given.get("config_file"), *given.get("inputs", ())]
+    for config in configs:
+        if isinstance(config, str) and PRESETS_ALONE.fullmatch(config):
+            assert_ranker_fits(config, given.get("overrides", ()))
+
+
+def assert_ranker_fits(presets, overrides):
+    """The ranker of a documented configuration can be built; what files hold is left out."""
+    config = load_config(presets, overrides)
+    try:
+        catalog.build(config.ranker.name, plan(config).spec, config.ranker.options)
+    except InputError as error:
+        assert "No such file" in str(error)  # noqa: PT017 - what else is amiss is raised
