@@ -191,7 +191,7 @@ def against_replay(differences: list[str], counts: Mapping[str, Any]) -> str:
 
     `counts` are the worker's. Raises FaultError where the two differ.
     """
-    late = f"{counts['late_vectors']:,} vectors came after a learn step that was theirs"
+    late = f"{counts['late_vectors']:,} vectors missed the first learn step behind their event"
     if differences:
         raise FaultError(
             f"the run differs from the replay of its record in {', '.join(differences)}; {late}, "
