@@ -216,6 +216,9 @@ def joined(batches: Sequence[MiniBatch], factor: int) -> MiniBatch:
             out[f.name] = first.nominal_size * factor
         elif f.name in ("content", "incoming"):
             out[f.name] = _joined_content(values)
+        elif values[0] is None:
+            assert all(value is None for value in values), f.name
+            out[f.name] = None
         elif isinstance(values[0], tuple):
             out[f.name] = tuple(map(torch.cat, zip(*values, strict=True)))
         else:
