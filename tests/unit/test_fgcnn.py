@@ -497,6 +497,7 @@ def flat_auc(places: tuple[int, int], *, recombines: bool) -> float:
     return found
 
 
+@pytest.mark.slow
 def test_without_recombination_only_neighbours_are_seen_together():
     """Sums of functions of single windows hold no XOR of fields that share no window."""
     near, far = (3, 4), (0, 7)
@@ -505,6 +506,7 @@ def test_without_recombination_only_neighbours_are_seen_together():
     assert flat_auc(far, recombines=False) < 0.65
 
 
+@pytest.mark.slow
 def test_features_are_not_saturated_by_a_stream():
     """Check 10: else the rate or the start is wrong, and their gradient is gone."""
     learner, stream = trained(maker("id_content", fgcnn=SMALL), steps=150)

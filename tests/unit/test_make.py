@@ -535,6 +535,7 @@ class Opposites(PlantedContent):
         return dataclasses.replace(plain, content=content, labels_BK=labels)
 
 
+@pytest.mark.slow
 def test_attention_finds_what_no_mean_of_the_history_tells():
     """The base with projections, SimScore's mean cosine and codes of nothing are blind to it."""
     online = {"on": True, "attention": 16, "hidden": [16, 16], "lr": 5e-3}

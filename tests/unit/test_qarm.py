@@ -364,6 +364,7 @@ def test_it_sees_what_only_codes_tell(how, uses):
     assert late_loss(seeing, how) < 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "module",
     ({"make": {"on": True, "attention": 16, "hidden": [16]}}, {"simtier": {"on": True}},
@@ -377,6 +378,7 @@ def test_other_methods_do_not_see_what_only_codes_tell(module):
     assert late_loss(blind, "item", steps=60) > 0.66
 
 
+@pytest.mark.slow
 def test_codes_drawn_at_random_are_worth_nothing():
     """Check 17: the same rows and weights over codes that no click depends on."""
 
