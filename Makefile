@@ -76,10 +76,12 @@ prepared: lint layers
 check: prepared ## all that is fast: format, lint, types, layers, tidy, unit but slow ones, a quarter of property examples
 	$(PYTEST) $(TWO) -m "not slow" \
 		tests/test_tidy.py tests/test_docs.py tests/unit tests/golden tests/property
+	@$(BIN)/python -m tests.support.compile_loops keep
 
 .PHONY: test
 test: prepared ## everything, with the real broker where Java and Maven are there
 	MILLRACE_EXAMPLES=all $(PYTEST) $(TWO) tests
+	@$(BIN)/python -m tests.support.compile_loops keep
 
 .PHONY: demo
 demo: $(READY) ## broker, embedder and worker on the bundled log, to a table and a report

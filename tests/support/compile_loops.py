@@ -1,9 +1,11 @@
 """Compiles the loops of the pipeline into numba's cache, once, before test processes all would.
 
-python -m tests.support.compile_loops
+python -m tests.support.compile_loops        before the tests
+python -m tests.support.compile_loops keep   after them
 
-What is compiled is also put on a shelf of the user's, by the content of its source: another clone,
-or this one after `make clean`, compiles what has changed. The shelf keeps a few versions of a file.
+What is compiled, by the tests too, is put on a shelf of the user's, by the content of its source:
+another clone, or this one after `make clean`, compiles what has changed. The shelf keeps a few
+versions of a file.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
@@ -18,9 +21,6 @@ from pathlib import Path
 
 import numba
 from numba.core.caching import UserProvidedCacheLocator
-
-from stream.warm_up import warm_up
-from tests.support.replays import ranked_config
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("stream", "learners", "embeddings")
@@ -84,7 +84,17 @@ def keep(root: Path = ROOT) -> None:
             shutil.rmtree(old, ignore_errors=True)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """The pipeline's loops ready in numba's cache, or what it has kept."""
+    if sys.argv[1:] == ["keep"]:
+        keep()
+        return
+    from stream.warm_up import warm_up
+    from tests.support.replays import ranked_config
+
     take()
     warm_up(ranked_config())
-    keep()
+
+
+if __name__ == "__main__":
+    main()

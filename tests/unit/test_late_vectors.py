@@ -157,6 +157,7 @@ def world(tmp_path_factory):
     return folder, record, rows, live.end()
 
 
+@pytest.mark.slow
 def test_a_replay_that_follows_the_late_vectors_is_the_run(world):
     folder, record, _, late = world
     assert 5 < late < ITEMS
@@ -178,6 +179,7 @@ def test_without_them_it_is_another_run_and_says_who_had_no_vector(world):
     assert not (had & ~has).any(), "live, a vector is never there before its time"
 
 
+@pytest.mark.slow
 def test_predictions_tell_of_the_vector_when_they_were_made_not_when_learned(world):
     """A vector that came between prediction and learn step does not count for the prediction."""
     folder, _, rows, _ = world

@@ -128,6 +128,7 @@ def test_means_of_histories():
     assert torch.allclose(mean_of(rows_ND, history), expected)
 
 
+@pytest.mark.slow
 def test_both_branches_learn_the_taste():
     rows, clicks = rows_of(pieces_of_toys()), clicks_of(2_400)
     config = TuneConfig(epochs=4, id_epochs=4, batch=32, lr=0.03, text_lr=3e-3, patience=4)
