@@ -109,7 +109,7 @@ def test_a_snapshot_of_other_modules_says_how_they_are_taken_on():
         meta = {"config": to_dict(load_config("default+simtier", ()))}
         ref = SnapshotRef(1, 7)
         with pytest.raises(InputError) as error:
-            Checkpointer.check(Restored(ref=ref, meta=meta), load_config("default+best", overrides))
+            Checkpointer.check(Restored(ref=ref, meta=meta), load_config("default+make", overrides))
         return str(error.value)
 
     assert "ranker.options.make.on: (absent) -> True" in said()
