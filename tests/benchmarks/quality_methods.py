@@ -59,6 +59,11 @@ STUDIES: Mapping[str, Mapping[str, Arm]] = {
         "none + simscore": Arm(sets=(NONE, "ranker.options.simscore.on=true"), control="none"),
         "none + both": Arm(presets="kuairand+simtier", sets=(NONE,), control="none"),
         "none, preset similarity": Arm(presets="kuairand+similarity", control="none"),
+        "none, preset similarity without linear_content": Arm(
+            presets="kuairand+similarity",
+            sets=("ranker.options.linear_content.on=false",),
+            control="none",
+        ),
         "none, no repeats": Arm(sets=(NONE, NO_REPEATS), control="none", reads=False),
         "none, no repeats, + simtier": Arm(
             sets=(NONE, NO_REPEATS, "ranker.options.simtier.on=true"), control="none, no repeats"
