@@ -18,13 +18,14 @@ import argparse
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from stream.composition import load_config
 from tests.benchmarks import movielens_content_data as data
 from tests.benchmarks.movielens_content_scores import Rows, differences, figures
 from tests.benchmarks.quality_kuairand import seen_before
@@ -43,22 +44,20 @@ SPANS: Mapping[str, tuple[float, float]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """A ranker: options, whether it reads vectors, and what differs from the preset."""
+    """A ranker: the presets that join `movielens`, and whether it reads vectors."""
 
-    options: Mapping[str, Any] = field(default_factory=dict)
+    presets: tuple[str, ...] = ()
     content: bool = True
+
+    def options(self) -> Mapping[str, Any]:
+        """Those of the ranker."""
+        return load_config("+".join(("movielens", *self.presets)), ()).ranker.options
 
 
 ARMS: Mapping[str, Arm] = {
     "none": Arm(content=False),
-    "similarity": Arm(
-        options={
-            "content_projection": 0,
-            "linear_content": {"on": True, "scale": 0.2},
-            "simtier": {"on": True, "counts": False, "share_scale": 10.0},
-            "simscore": {"on": True, "hidden": False, "scale": 10.0, "prior": 3.0},
-        }
-    ),
+    "best": Arm(presets=("best",)),
+    "similarity": Arm(presets=("similarity",)),
     "projected": Arm(),
 }
 """`none`: no vectors. All others read them; `projected` is the ranker without any module."""
@@ -90,7 +89,7 @@ class Study:
 
     def __init__(self, seeds: Sequence[int], dim: int) -> None:
         self.seeds, self.dim = list(seeds), dim
-        self.recording, self.preset = data.film_steps(dim)
+        self.recording, _ = data.film_steps(dim)
         self.made_of = data.made_of(dim)
         self._permuted = {
             0: self.recording, **{p: data.permuted(self.recording, p) for p in PERMUTATIONS}
@@ -139,7 +138,7 @@ class Study:
         """Logits of all rows, one array a seed."""
         chosen, of, found = ARMS[arm], CASES[case], []
         for seed in self.seeds:
-            options = {**self.preset, **chosen.options, "seed": seed}
+            options = {**chosen.options(), "seed": seed}
             key = [self.made_of, asdict(of), chosen.content, options, permutation]
             digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
             path = data.BUILD / "logits" / f"{digest}.npy"
