@@ -107,4 +107,4 @@ def test_server_cannot_learn_and_another_net_is_refused():
     with pytest.raises(RuntimeError, match="'serve' parts only"):
         server.learn_many(BatchMaker(small_spec()).batch(8))
     with pytest.raises(ValueError, match="another net"):
-        build(dim=5).apply(parts)
+        build(dim=8).apply(parts)
