@@ -81,7 +81,7 @@ def faded(addition: Addition, share: float) -> Addition:
 
     return replace(
         addition, hidden_BH=of(addition.hidden_BH), logit_B=of(addition.logit_B),
-        loss=of(addition.loss),
+        loss=of(addition.loss), deeper=tuple(of(one) for one in addition.deeper),
     )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -73,18 +73,20 @@ def module_spec(spec: FeatureSpec, config: ModulesConfig) -> FeatureSpec:
 
 
 def build_modules(
-    spec: FeatureSpec, config: ModulesConfig, *, hidden: int, seed: int
+    spec: FeatureSpec, config: ModulesConfig, *, hidden: Sequence[int], seed: int
 ) -> list[tuple[str, Module]]:
     """The modules that are on; raises ValueError where one does not fit the spec.
 
-    Each starts from a seed of its own name: adding a module changes no other's weights.
+    `hidden`: sizes of the ranker's hidden layers. Each module starts from a seed of its own name:
+    adding one changes no other's weights.
     """
     built = []
     for name in modules_on(config):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed ^ zlib.crc32(name.encode()))
             try:
-                module = BUILDERS[name](spec, getattr(config, name), hidden)
+                module = BUILDERS[name](spec, getattr(config, name), hidden[0])
+                module.deepen(hidden[1:])
             except ValueError as error:
                 text = str(error)
                 raise ValueError(

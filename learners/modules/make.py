@@ -23,7 +23,7 @@ from learners.modules.make_net import Extracted, ExtractorConfig, MakeNet, norma
 from learners.modules.make_online import OnlineConfig, OnlineExtractor
 from learners.modules.make_release import MakeRelease, load_net, read_release
 from learners.modules.make_versions import GuardConfig, Versions
-from learners.modules.module import Addition, Module, ModuleConfig, zero_start
+from learners.modules.module import Addition, Module, ModuleConfig, total, zero_start
 from learners.net_inputs import NetInputs
 from learners.step_inputs import StepInputs
 
@@ -37,7 +37,8 @@ class MakeConfig(ModuleConfig):
     `joint`: the one release is where it starts, and the ranker's loss trains it on. `online`: its
     own loss trains it after each step, and on `replays` steps of before, from a buffer of
     `replay_rows` rows; a release is where it starts, if there is one. `scale`: size of v and z_l
-    where they join the hidden layer.
+    where they join the hidden layers. `layers`: z_l joins the ranker's hidden layer l, as in the
+    paper, the last one taking what is left; otherwise all join the first.
     """
 
     mode: Literal["frozen", "joint", "online"] = "online"
@@ -47,6 +48,7 @@ class MakeConfig(ModuleConfig):
     hidden: tuple[int, ...] = (64, 32)
     product: bool = True
     scale: float = 1.0
+    layers: bool = False
     replays: int = 1
     replay_rows: int = 8_192
     lr: float = 1e-3
@@ -115,9 +117,23 @@ class Make(Module):
         self.net: nn.Module | None = net if self.mode == "joint" else None
         self.scale = config.scale
         self.to_hidden = zero_start(net.width, hidden)
+        self.layers, self.layers_left = config.layers, 0
+        self.widths = (len(self.lengths) * self.block.dim, *extractor.hidden)
+        self.to_deeper = nn.ModuleList()
         self.to_logit = zero_start(1, 1)
         self.raw, self.scaled = PerStep[ContentView](), PerStep[ContentView]()
         self.extracted = PerStep[Extracted]()
+
+    def deepen(self, sizes: Sequence[int]) -> None:
+        """Maps of z_l to layer l, where that is wanted."""
+        if not self.layers:
+            return
+        first, *rest = _by_layer(self.widths, 1 + len(sizes))
+        hidden = self.to_hidden.out_features
+        self.to_hidden = zero_start(first, hidden)
+        # The ranker may have more layers than the extractor.
+        self.to_deeper.extend(map(zero_start, rest, sizes))
+        self.layers_left = len(sizes) - len(rest)
 
     def forward(self, x: NetInputs, *, learning: bool) -> Addition:
         """What the extractor makes of the rows; nothing of rows that it may not be used for."""
@@ -141,13 +157,18 @@ class Make(Module):
         parts = [*torch.split(extracted.interest_BX, self.block.dim, 1), *extracted.hidden]
         # Scales differ between releases and grow while one is trained: the ranker sees one scale.
         joined_BX = torch.cat([functional.layer_norm(p, (p.shape[1],)) for p in parts], 1)
-        hidden_BH = self.to_hidden(joined_BX) * self.scale
+        maps = (self.to_hidden, *self.to_deeper)
+        shares = torch.split(joined_BX, [one.in_features for one in maps], 1)
+        sums = [one(share) * self.scale for one, share in zip(maps, shares, strict=True)]
         logit_B = self.to_logit(extracted.logit_B.unsqueeze(1)).squeeze(1)
         if own_B is not None:
             zero = logit_B.new_zeros(())
-            hidden_BH = torch.where(own_B.unsqueeze(1), hidden_BH, zero)
+            sums = [torch.where(own_B.unsqueeze(1), one, zero) for one in sums]
             logit_B = torch.where(own_B, logit_B, zero)
-        return Addition(hidden_BH=hidden_BH, logit_B=logit_B)
+        return Addition(hidden_BH=sums[0], logit_B=logit_B, deeper=self._deeper(sums[1:]))
+
+    def _deeper(self, sums: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+        return (*sums, *[None] * self.layers_left)
 
     def _view(self, x: StepInputs) -> ContentView:
         if self.encoder and x.content is not None and x.content.encoder != self.encoder:
@@ -232,11 +253,18 @@ class Make(Module):
 
 def added(additions: Sequence[Addition]) -> Addition:
     """The sum of additions that have both a hidden sum and a logit; of none, nothing."""
-    hidden = [a.hidden_BH for a in additions if a.hidden_BH is not None]
-    logits = [a.logit_B for a in additions if a.logit_B is not None]
-    if not additions:
-        return Addition()
-    return Addition(hidden_BH=sum(hidden[1:], hidden[0]), logit_B=sum(logits[1:], logits[0]))
+    hidden, logits = [a.hidden_BH for a in additions], [a.logit_B for a in additions]
+    deeper = tuple(total(ones) for ones in zip(*(a.deeper for a in additions), strict=True))
+    return Addition(hidden_BH=total(hidden), logit_B=total(logits), deeper=deeper)
+
+
+def _by_layer(widths: Sequence[int], layers: int) -> list[int]:
+    """Numbers that each of the ranker's layers reads: v, z_1, then z_l, the last one the rest."""
+    if layers == 1:
+        return [sum(widths)]
+    found = [sum(widths[:2]), *widths[2 : layers + 1]]
+    found[-1] += sum(widths[layers + 1 :])
+    return found
 
 
 def _fitting(release: MakeRelease, path: str, module: Make) -> MakeRelease:

@@ -31,13 +31,15 @@ class ModuleConfig:
 class Addition:
     """What a module adds for B rows; None adds nothing.
 
-    `hidden_BH`: to the sums before the first hidden layer's ReLU. `logit_B`: to the logit.
+    `hidden_BH`: to the sums before the first hidden layer's ReLU; `deeper`: to those of the layers
+    after it, as many as there are, or none. `logit_B`: to the logit.
     `loss`: to the summed loss of the rows, weighted already; only where the batch is learned from.
     """
 
     hidden_BH: Tensor | None = None
     logit_B: Tensor | None = None
     loss: Tensor | None = None
+    deeper: tuple[Tensor | None, ...] = ()
 
 
 class Module(nn.Module):
@@ -57,6 +59,9 @@ class Module(nn.Module):
     def forward(self, x: NetInputs, *, learning: bool) -> Addition:
         """The addition for a batch; `learning` False: for scoring, and no state may change."""
         raise NotImplementedError
+
+    def deepen(self, sizes: Sequence[int]) -> None:
+        """Told the sizes of the hidden layers after the first, before anything is learned."""
 
     def check_content(self, encoder: str) -> None:
         """Raises ValueError where a file of the module is of another encoder's item vectors."""
@@ -92,6 +97,12 @@ class Module(nn.Module):
     def counts(self) -> Mapping[str, int]:
         """Figures of the method, for reports; names without the module's own."""
         return {}
+
+
+def total(given: Sequence[Tensor | None]) -> Tensor | None:
+    """The sum of those that are there, from left to right; None where none is."""
+    there = [one for one in given if one is not None]
+    return sum(there[1:], there[0]) if there else None
 
 
 class Kept:

@@ -33,24 +33,36 @@ class CrossMlp(nn.Module):
         for parameter in (*self.out_cross.parameters(), *self.out_mlp.parameters()):
             nn.init.zeros_(parameter)
 
-    def forward(self, x_BX: Tensor, added_BH: Tensor | None = None) -> Tensor:
-        """Logits [B]; `added_BH` joins the sums before the first hidden layer's ReLU."""
+    def forward(
+        self, x_BX: Tensor, added_BH: Tensor | None = None, deeper: Sequence[Tensor | None] = ()
+    ) -> Tensor:
+        """Logits [B]; `added_BH` joins the sums before the first hidden layer's ReLU.
+
+        `deeper`: the same of each further hidden layer, or empty.
+        """
+        more = tuple(deeper) or (None,) * (len(self.mlp) - 1)
+        assert len(more) == len(self.mlp) - 1, (len(more), len(self.mlp))
         cross = [
             p for a, b in zip(self.down, self.up, strict=True) for p in (a.weight, b.weight, b.bias)
         ]
         hidden = [p for layer in self.mlp for p in (layer.weight, layer.bias)]
         out = (self.out_cross.weight, self.out_cross.bias, self.out_mlp.weight)
-        logits_B: Tensor = _Function.apply(x_BX, added_BH, len(self.down), *cross, *hidden, *out)
+        given = (added_BH, *more)
+        logits_B: Tensor = _Function.apply(
+            x_BX, len(self.down), len(given), *given, *cross, *hidden, *out
+        )
         return logits_B
 
 
 class _Function(torch.autograd.Function):
-    """Parameters: U, V, b of each cross layer; W, c of each hidden layer; w, c, v of the output."""
+    """Parameters: U, V, b of each cross layer; W, c of each hidden layer; w, c, v of the output.
+
+    In front of them what joins the sums of each hidden layer.
+    """
 
     @staticmethod
-    def forward(
-        ctx: Any, x0_BX: Tensor, added_BH: Tensor | None, layers: int, *parameters: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, x0_BX: Tensor, layers: int, joining: int, *given: Any) -> Tensor:
+        joins, parameters = given[:joining], given[joining:]
         cross, mlp, out = _grouped(layers, parameters)
         # U_1 and W_1 read the same input: one product.
         first_YX = torch.cat([*(u for u, _, _ in cross[:1]), mlp[0][0]])
@@ -65,15 +77,18 @@ class _Function(torch.autograd.Function):
             factors.append(factor_BX)
             x = torch.addcmul(x, x0_BX, factor_BX)
         h = first_BY[:, rank:].add(mlp[0][1])
-        if added_BH is not None:
-            h.add_(added_BH)
+        if joins[0] is not None:
+            h.add_(joins[0])
         h.relu_()
         hs = [h]
-        for w_HH, c_H in mlp[1:]:
-            h = torch.addmm(c_H, h, w_HH.t()).relu_()
-            hs.append(h)
+        for (w_HH, c_H), added_BH in zip(mlp[1:], joins[1:], strict=True):
+            h = torch.addmm(c_H, h, w_HH.t())
+            if added_BH is not None:
+                h.add_(added_BH)
+            hs.append(h.relu_())
         logits_B1 = torch.addmm(out[1], x, out[0].t()).addmm_(h, out[2].t())
-        ctx.layers, ctx.rank, ctx.added = layers, rank, added_BH is not None
+        ctx.layers, ctx.rank = layers, rank
+        ctx.joined = [one is not None for one in joins]
         ctx.save_for_backward(x0_BX, first_YX, x, *xs, *lows, *factors, *hs, *parameters)
         return logits_B1.squeeze(1)
 
@@ -90,13 +105,15 @@ class _Function(torch.autograd.Function):
         d_first_BY = torch.empty(len(dz_B), len(first_YX), device=dz_B.device)
 
         d_mlp: list[tuple[Tensor, Tensor]] = []
+        d_joins: list[Tensor | None] = [None] * len(mlp)
         d_h = torch.outer(dz_B, out[2][0])
         for i in range(len(mlp) - 1, 0, -1):
             d_h.mul_(hs[i] > 0)
+            d_joins[i] = d_h if ctx.joined[i] else None
             d_mlp.append((d_h.t() @ hs[i - 1], d_h.sum(0)))
             d_h = d_h @ mlp[i][0]
         torch.mul(d_h, hs[0] > 0, out=d_first_BY[:, rank:])
-        d_added_BH = d_first_BY[:, rank:].clone() if ctx.added else None
+        d_joins[0] = d_first_BY[:, rank:].clone() if ctx.joined[0] else None
         d_c = d_first_BY[:, rank:].sum(0)
 
         d_cross: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -120,7 +137,7 @@ class _Function(torch.autograd.Function):
             d_cross[-1] = (d_first_YX[:rank], *d_cross[-1][1:])
         d_mlp.append((d_first_YX[rank:], d_c))
         grads = [g for layer in (*d_cross[::-1], *d_mlp[::-1]) for g in layer]
-        return d_x0, d_added_BH, None, *grads, *d_out
+        return d_x0, None, None, *d_joins, *grads, *d_out
 
 
 def _grouped(layers: int, parameters: Sequence[Tensor]) -> tuple[Any, Any, Any]:

@@ -12,6 +12,7 @@ from torch.nn import functional
 from learners.feature_spec import Bag, ContentBlock, FeatureSpec, IdField
 from learners.incoming import IncomingNet, blended, faded
 from learners.modules.catalog import ModulesConfig, build_modules, module_spec
+from learners.modules.module import total
 from learners.net_inputs import NetInputs, RankerNet
 from learners.net_learner import NetLearner, StepConfig
 from learners.rankers.cross_mlp import CrossMlp
@@ -88,14 +89,14 @@ class IdContentNet(RankerNet):
             rank=config.cross_rank,
             hidden=config.hidden,
         )
-        self.modules_on = build_modules(spec, config, hidden=config.hidden[0], seed=config.seed)
+        self.modules_on = build_modules(spec, config, hidden=config.hidden, seed=config.seed)
         self.methods = nn.ModuleDict(dict(self.modules_on))
         self.incoming: IncomingNet | None = None
         if spec.incoming_blocks:
             self.incoming_on = [
                 (name, module)
                 for name, module in build_modules(
-                    spec.of_incoming, config, hidden=config.hidden[0], seed=config.seed
+                    spec.of_incoming, config, hidden=config.hidden, seed=config.seed
                 )
                 if module.reads_vectors
             ]
@@ -125,12 +126,15 @@ class IdContentNet(RankerNet):
             for module in self.incoming.methods.values():
                 additions.append(module(x.incoming, learning=learning))
         hidden = [a.hidden_BH for a in additions if a.hidden_BH is not None]
-        logits_B = self.cross_mlp(self._joined(x), sum(hidden[1:], hidden[0]) if hidden else None)
+        deeper = [
+            total(ones) for ones in zip(*(a.deeper for a in additions if a.deeper), strict=True)
+        ]
+        logits_B = self.cross_mlp(self._joined(x), total(hidden), deeper)
         for addition in additions:
             if addition.logit_B is not None:
                 logits_B = logits_B + addition.logit_B
         losses = [a.loss for a in additions if a.loss is not None]
-        return logits_B, sum(losses[1:], losses[0]) if losses else None
+        return logits_B, total(losses)
 
     def _joined(self, x: NetInputs) -> Tensor:
         parts = [

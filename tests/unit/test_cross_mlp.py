@@ -9,13 +9,13 @@ from torch.nn import functional
 from learners.rankers.cross_mlp import CrossMlp
 
 
-def textbook(net, x0):
+def textbook(net, x0, joins=()):
     x = x0
     for down, up in zip(net.down, net.up, strict=True):
         x = x0 * up(down(x)) + x
     h = x0
-    for layer in net.mlp:
-        h = functional.relu(layer(h))
+    for i, layer in enumerate(net.mlp):
+        h = functional.relu(layer(h) + (joins[i] if joins else 0))
     return (net.out_cross(x) + net.out_mlp(h)).squeeze(1)
 
 
@@ -38,3 +38,23 @@ def test_values_and_gradients_are_those_of_the_textbook_form(layers, hidden):
         strict=True,
     ):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_what_joins_the_layers_gets_its_gradient():
+    torch.manual_seed(1)
+    net = CrossMlp(11, layers=2, rank=3, hidden=(7, 4, 5))
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    x0 = torch.randn(16, 11)
+    joins = [torch.randn(16, size, requires_grad=True) for size in (7, 4, 5)]
+    found, expected = net(x0, joins[0], joins[1:]), textbook(net, x0, joins)
+    torch.testing.assert_close(found, expected)
+    sources, pull = [*joins, *net.parameters()], torch.randn(16)
+    for a, b in zip(
+        torch.autograd.grad((found * pull).sum(), sources),
+        torch.autograd.grad((expected * pull).sum(), sources),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    alone = net(x0, None, (None, joins[2]))
+    torch.testing.assert_close(alone, textbook(net, x0, [0, 0, joins[2]]))

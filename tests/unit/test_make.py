@@ -619,3 +619,65 @@ def test_another_mode_is_another_model(trained_net, tmp_path):
     for one, other in ((frozen, online), (online, frozen)):
         with pytest.raises(ValueError, match="make: the snapshot is of mode"):
             other.apply(state_of(one))
+
+
+LAYERED = {"on": True, "layers": True, "attention": 16, "hidden": [16, 32, 48]}
+
+
+@pytest.mark.parametrize(
+    ("hidden", "reads"),
+    (
+        ((64,), [DIM + 16 + 32 + 48]),
+        ((64, 32), [DIM + 16, 32 + 48]),
+        ((64, 32, 16), [DIM + 16, 32, 48]),
+        ((64, 32, 16, 16), [DIM + 16, 32, 48]),
+    ),
+)
+def test_each_hidden_layer_of_the_ranker_reads_its_own_of_the_extractor(hidden, reads):
+    learner = catalog.build(
+        "id_content", small_spec(content_dim=DIM), {**OPTIONS, "hidden": hidden, "make": LAYERED}
+    )
+    make = make_of(learner)
+    maps = (make.to_hidden, *make.to_deeper)
+    assert [one.in_features for one in maps] == reads
+    assert [one.out_features for one in maps] == list(hidden[: len(reads)])
+    plain = catalog.build("id_content", small_spec(content_dim=DIM), {**OPTIONS, "hidden": hidden})
+    batch = PlantedContent(3).batch(40)
+    assert torch.equal(learner.predict_many(batch), plain.predict_many(batch))
+    for _ in range(4):
+        learner.learn_many(PlantedContent(3).batch(100))
+    assert all(bool(one.weight.any()) for one in maps)
+    again = catalog.build(
+        "id_content", small_spec(content_dim=DIM), {**OPTIONS, "hidden": hidden, "make": LAYERED}
+    )
+    again.apply(state_of(learner))
+    assert torch.equal(again.predict_many(batch), learner.predict_many(batch))
+
+
+def test_a_deeper_sum_moves_that_layer_alone():
+    """z_2 joins the second layer: with its map set, scores move though the first one reads 0."""
+    learner = catalog.build(
+        "id_content", small_spec(content_dim=DIM), {**OPTIONS, "hidden": (64, 32), "make": LAYERED}
+    )
+    make, batch = make_of(learner), PlantedContent(3).batch(40)
+    net = learner.net.cross_mlp
+    torch.nn.init.normal_(net.out_mlp.weight)
+    before = learner.predict_many(batch)
+    torch.nn.init.normal_(make.to_deeper[0].weight)
+    moved = learner.predict_many(batch)
+    assert not torch.equal(moved, before)
+    with torch.no_grad():
+        net.mlp[1].weight.zero_()  # nothing comes from the first layer any more
+    assert not torch.equal(learner.predict_many(batch), before)
+    with torch.no_grad():
+        make.to_deeper[0].weight.zero_()
+        without = learner.predict_many(batch)
+        torch.nn.init.normal_(make.to_hidden.weight)
+    assert torch.equal(learner.predict_many(batch), without)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("check", EVERY_LEARNER, ids=lambda check: check.__name__)
+def test_keeps_the_contract_where_layers_read_their_own(check):
+    options = {"device": "cpu", "hidden": [32, 16], "make": {**LAYERED, "hidden": [16, 16, 16]}}
+    check(lambda: catalog.build("id_content", small_spec(), options))
