@@ -26,6 +26,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "fgcnn with IPNN (learner)": ("fgcnn", {}),
     "IPNN (learner)": ("fgcnn", {"generate": False}),
     "make": ("id_content", {"make": {"on": True}}),
+    "make, its layers": ("id_content", {"make": {"on": True, "layers": True}}),
     "make, no replays": ("id_content", {"make": {"on": True, "replays": 0}}),
     "em3": ("id_content", {"em3": {"on": True}}),
     "em3, no contrast": ("id_content", {"em3": {"on": True, "contrast": 0.0}}),
@@ -41,11 +42,20 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "flip, losses alone": ("id_content", {"flip": {**_FLIP, "joins": False}}),
 }
+VARIANTS["best"] = (
+    "id_content",
+    {
+        "make": {"on": True, "scale": 0.3},
+        "simtier": {"on": True, "counts": False},
+        "simscore": {"on": True},
+        "content_scale": 0.15,
+    },
+)
 WARM_STEPS = 20
 
 
 def main() -> None:
-    """Print µs per sample, ratios to the base, and dense parameters."""
+    """Print µs per sample, ratios to the base, dense parameters, and the size of the state."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=512)
     parser.add_argument("--steps", type=int, default=40)
@@ -68,11 +78,12 @@ def main() -> None:
     predict = {n: lambda b, _i, _g, x=x: x.predict_many(b) for n, x in learners.items()}
     times = [timed(runs, draws, options.steps, clock) for runs in (learn, predict)]
     print(f"{options.rows} rows a step, 1 thread, processor time, µs a sample, median:")
-    print("| variant | learn | of base | predict | of base | dense parameters |")
-    print("|---|---|---|---|---|---|")
+    print("| variant | learn | of base | predict | of base | dense parameters | state, MB |")
+    print("|---|---|---|---|---|---|---|")
     for name, built in learners.items():
         cells = [f"{t[name]:.1f} | {t[name] / t['base']:.2f}" for t in times]
-        print(f"| {name} | {' | '.join(cells)} | {len(built.adam.w):,} |")
+        state = sum(array.nbytes for part in built.export_full() for array in part.arrays.values())
+        print(f"| {name} | {' | '.join(cells)} | {len(built.adam.w):,} | {state / 1e6:.1f} |")
 
 
 if __name__ == "__main__":
