@@ -20,6 +20,7 @@ from stream.catalogue import Catalogue, read_catalogue, titles_of
 from stream.cli import run as millrace
 from stream.codec_items import ItemEvent, decode_items
 from stream.composition import load_config
+from stream.config import Config
 from stream.demo import RECORD, Demo, DemoConfig, Live, Told
 from stream.demo_catalogue import (
     BEST_AUC,
@@ -116,11 +117,26 @@ def command(*, folder: Path, text_only: bool, items: int, impressions: int) -> N
     )
     click.echo(time_to_vector(folder / RECORD))
     click.echo(seen_in_time(folder))
-    click.echo(same_vectors(catalogue, read_catalogue(log, load_config(str(coded), ()))))
+    click.echo(same_vectors(catalogue, encoded_again(log, load_config(str(coded), ()))))
     click.echo(against_replay(result.differences, counts))
     share = precision(catalogue, catalogue.item_ids)
     if share < PRECISION_MIN:
         raise FaultError(f"precision@5 by group is {share:.3f}, expected {PRECISION_MIN} or more")
+
+
+def encoded_again(log: Path, config: Config) -> Catalogue:
+    """The log's items by an encoder of this process, with as many threads as the embedder has.
+
+    Sums of another number of threads are rounded in other places.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(config.embed.threads or threads)
+    try:
+        return read_catalogue(log, config)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def precision(catalogue: Catalogue, item_ids: list[Any]) -> float:

@@ -7,12 +7,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from embeddings.vector_codec import encode_item_vector
 from infra.errors import FaultError, InputError
 from stream.catalogue import read_catalogue, titles_of
 from stream.codec_items import decode_items
 from stream.codec_write import encode_event, encode_key, item_body
+from stream.commands import demo_items
 from stream.commands.demo_items import (
     PRECISION_MIN,
     against_replay,
@@ -124,6 +126,23 @@ def test_a_vector_or_a_code_that_is_another_is_a_fault(log):
     held.vectors_ND[0, 0] += 1
     with pytest.raises(FaultError, match=r"2 of them are not"):
         same_vectors(held, made)
+
+
+def test_items_are_encoded_again_with_the_embedders_threads(monkeypatch):
+    """Another number of threads rounds sums in other places: vectors would differ in last bits."""
+    seen = []
+    monkeypatch.setattr(
+        demo_items, "read_catalogue", lambda *_: seen.append(torch.get_num_threads())
+    )
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        config = load_config(None, TEXT)
+        demo_items.encoded_again("log", config)
+        assert seen == [config.embed.threads] == [1]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_who_knows_the_groups_gets_the_best_auc(tmp_path):
