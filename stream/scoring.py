@@ -44,7 +44,7 @@ Id = int | str
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Served:
-    """What the rows were scored with and is to be logged with their impressions.
+    """What is to be logged with the rows' impressions: the ranker's own, not what these brought.
 
     `values_nN` float32: `name` of the version `feature_version`, scored by `model`.
     """
@@ -212,7 +212,7 @@ class Scorer:
         )  # fmt: skip
 
     def _served(self, parts: Sequence[Samples]) -> Served | None:
-        """Histograms of our own, whatever the impressions brought."""
+        """Histograms by the state that scores."""
         histograms, plan = self._composition.histograms, self._composition.plan
         if histograms is None:
             return None

@@ -93,7 +93,7 @@ class MakeConfig(ModuleConfig):
 
 
 class Make(Module):
-    """v and z_l, each brought to one scale, to the first hidden layer; logit_MAKE to the logit.
+    """v and z_l, each brought to one scale, to the hidden layers; logit_MAKE to the logit.
 
     Both through weights that start at 0 and that the ranker learns in its one pass. An impression
     within the window of a release gets nothing from it: its label is in the extractor.
