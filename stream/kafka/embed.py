@@ -89,6 +89,7 @@ class EmbedWorker:
         self._idle = asyncio.Event()
         self._idle.set()
         self._joined = asyncio.Event()
+        self._is_member = False
         self._done_to: dict[KafkaPartition, int] = {}
         self._to_commit = asyncio.Event()
         self._starts: dict[KafkaPartition, int] = {}
@@ -208,7 +209,7 @@ class EmbedWorker:
             stopped.cancel()
 
     async def _begin(self) -> None:
-        """Partitions were assigned: know first what their former owner has written."""
+        """The group has divided: know first what the former owners have written."""
         await self._reader.caught_up()
         assigned = self._consumer.assignment()
         log.warning("embedding %d of %d partitions", len(assigned), self._sources.items_partitions)
@@ -228,9 +229,9 @@ class EmbedWorker:
         """Whether all is done that was asked for."""
         if not (self._options.until_end or self._options.backfill):
             return False
-        assigned = self._consumer.assignment()
-        if not assigned or len(self._queue) or not self._idle.is_set():
+        if not self._is_member or len(self._queue) or not self._idle.is_set():
             return False
+        assigned = self._consumer.assignment()  # none where others have them all
         ends = self._ends or await self._consumer.end_offsets(list(assigned))
         for tp in assigned:
             # The embedded broker's end is that of its last batch's first record.
@@ -241,6 +242,7 @@ class EmbedWorker:
 
     async def give_up(self, revoked: Collection[KafkaPartition]) -> None:
         """Partitions go to another member: it gets all that is encoded, and committed."""
+        self._is_member = False
         await self._queue.clear()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._config.kafka.rebalance_timeout_s / 2):
@@ -250,7 +252,8 @@ class EmbedWorker:
         self._done_to.clear()
 
     def joined(self) -> None:
-        """Partitions were assigned."""
+        """The group has divided the partitions; there may be none for this member."""
+        self._is_member = True
         self._joined.set()
 
     # Encoding
@@ -320,10 +323,9 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # the library
         """Before the group divides the partitions anew."""
         await self._worker.give_up(revoked)
 
-    def on_partitions_assigned(self, assigned: Collection[KafkaPartition]) -> None:
+    def on_partitions_assigned(self, _assigned: Collection[KafkaPartition]) -> None:
         """After it did."""
-        if assigned:
-            self._worker.joined()
+        self._worker.joined()
 
 
 def _first(error: Exception) -> Exception:

@@ -206,8 +206,9 @@ class Encoder:
 class Consumer:
     """Gives one record a call, as long as it has some."""
 
-    def __init__(self, values, error=None):
+    def __init__(self, values, error=None, partitions=(0,)):
         self.values, self.error = list(values), error
+        self.assigned = {KafkaPartition("items", n) for n in partitions}
         self.given, self.committed = 0, []
         self.waited = asyncio.Event()
 
@@ -223,10 +224,10 @@ class Consumer:
         return {KafkaPartition("items", 0): [one]}
 
     def assignment(self):
-        return {KafkaPartition("items", 0)}
+        return self.assigned
 
-    async def end_offsets(self, _):
-        return {KafkaPartition("items", 0): len(self.values)}
+    async def end_offsets(self, asked):
+        return dict.fromkeys(asked, len(self.values))
 
     def highwater(self, _):
         return None
@@ -267,10 +268,12 @@ class Reader:
         assert ready(self._memory)
 
 
-def worker_on(consumer, folder, encoder, *, until_end=True, **settings):
+def worker_on(consumer, folder, encoder, *, until_end=True, backfill=False, **settings):
     config = ShellConfig(embed=EmbedConfig(**settings))
     embedder = Embedder(encoder, EmbedderConfig())
-    worker = EmbedWorker(config, embedder, SOURCES, EmbedOptions(until_end=until_end))
+    options = EmbedOptions(until_end=until_end, backfill=backfill)
+    worker = EmbedWorker(config, embedder, SOURCES, options)
+    worker.joined()
     memory = TopicMemory(folder / "memory", "item-vectors", "vectors-1")
     embedder.remember_in(memory)
     worker._consumer, worker._producer, worker._reader = consumer, Producer(), Reader(memory)
@@ -391,6 +394,35 @@ def test_a_revoked_partition_is_given_up_with_all_that_was_encoded_committed(tmp
         assert committed == worker.counts.items == len(worker._producer.sent) < 30
         worker.stop()
         await task
+
+    asyncio.run(run())
+
+
+def test_a_member_that_got_no_partition_says_so_and_does_not_wait_for_one(tmp_path):
+    async def run(consumer, folder, **options):
+        worker = worker_on(consumer, tmp_path / folder, Encoder(), **options)
+        async with asyncio.timeout(20):
+            await worker._follow()
+        return worker
+
+    ended = asyncio.run(run(Consumer([item_value(1)], partitions=()), "end"))
+    assert (ended.counts.items, ended._consumer.committed) == (0, [])
+    with pytest.raises(ExceptionGroup) as failed:
+        asyncio.run(run(Consumer([], partitions=()), "all", until_end=False, backfill=True))
+    (error,) = failed.value.exceptions
+    assert str(error).startswith("--backfill: got 0 of 1 partitions of 'items': another embedder")
+
+
+def test_the_end_is_not_taken_for_reached_while_the_group_divides_anew(tmp_path):
+    async def run():
+        consumer = Consumer([])
+        worker = worker_on(consumer, tmp_path, Encoder())
+        assert await worker._at_end()
+        await worker.give_up([KafkaPartition("items", 0)])
+        consumer.assigned = set()
+        assert not await worker._at_end()
+        worker.joined()
+        assert await worker._at_end()
 
     asyncio.run(run())
 
