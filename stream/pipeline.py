@@ -326,11 +326,10 @@ class OnlinePipeline:
         missing = batch.content.missing_B.numpy() if batch.content else np.ones(len(slots), bool)
         self.predicted.put(slots, logit_nA, self.counts["steps"], self.weights_ms, ~missing)
 
-    def predict(self, samples: Samples) -> NDArray[np.float32]:
-        """Logits by the weights and item vectors as they are, float32 [n, arms]."""
-        batch = self.prediction_batch(samples)
+    def predict(self, batch: MiniBatch) -> NDArray[np.float32]:
+        """Logits of a `prediction_batch` by the weights as they are, float32 [n, arms]."""
         logits: NDArray[np.float32] = self.learner.predict_many(batch).cpu().numpy()
-        return logits.reshape(len(samples), -1)
+        return logits.reshape(len(batch), -1)
 
     def prediction_batch(self, samples: Samples) -> MiniBatch:
         """What the learner predicts of: one row a sample, without labels."""

@@ -22,6 +22,7 @@ from infra import config as loader
 from infra.errors import InputError
 from infra.snapshot_format import MANIFEST, SnapshotCorrupt, SnapshotRef, parse_folder
 from infra.snapshot_store import SnapshotStore
+from learners.batch import MiniBatch
 from learners.content_cosines import ContentCosines
 from learners.step_inputs import histories_of
 from stream import kernels as k
@@ -35,7 +36,6 @@ from stream.join import JoinState
 from stream.predictions import original_ids
 from stream.record_log import RecordLog
 from stream.records import RecordBatch, TopicPartition
-from stream.samples import Samples
 from stream.sequencer import DeadLetter, Released, dead_letter
 
 CHUNK_RECORDS: Final = 4_096
@@ -194,9 +194,13 @@ class Scorer:
         if names is not None:
             names = [names[m] for m in released.imp_n.tolist()]
         size = 4 * self.config.stream.batch_size
-        parts = [room.samples(slots[first : first + size]) for first in range(0, len(slots), size)]
-        logits = [self._composition.pipeline.predict(samples)[:, 0] for samples in parts]
-        logit_n = np.concatenate(logits) if logits else np.zeros(0, np.float32)
+        logits, served = [np.zeros(0, np.float32)], list[NDArray[np.float32]]()
+        for first in range(0, len(slots), size):
+            samples = room.samples(slots[first : first + size])
+            rows = self._composition.pipeline.prediction_batch(samples)
+            logits.append(self._composition.pipeline.predict(rows)[:, 0])
+            served.append(self._histograms_of(rows))
+        logit_n = np.concatenate(logits)
         opened = room.opened
         request_ids, item_ids, user_ids = (
             list(ids)
@@ -208,23 +212,26 @@ class Scorer:
             request_ids=_plain(request_ids), item_ids=_plain(item_ids), user_ids=_plain(user_ids),
             ts_ms_n=opened.ts[slots], logit_n=logit_n,
             probability_n=(1 / (1 + np.exp(-logit_n.astype(np.float64)))).astype(np.float32),
-            rejected=released.rejected, served=self._served(parts),
+            rejected=released.rejected, served=self._served(served),
         )  # fmt: skip
 
-    def _served(self, parts: Sequence[Samples]) -> Served | None:
-        """Histograms by the state that scores."""
-        histograms, plan = self._composition.histograms, self._composition.plan
+    def _histograms_of(self, batch: MiniBatch) -> NDArray[np.float32]:
+        """Those of each row by the state that scores; none where the ranker reads none."""
+        histograms = self._composition.histograms
+        if histograms is None:
+            return np.zeros((len(batch), 0), np.float32)
+        cosines = ContentCosines(batch.content, histories_of(batch, self._composition.plan.spec))
+        return histograms.counts(cosines, len(batch)).reshape(len(batch), -1)
+
+    def _served(self, values: Sequence[NDArray[np.float32]]) -> Served | None:
+        histograms = self._composition.histograms
         if histograms is None:
             return None
-        found = [np.zeros((0, histograms.width), np.float32)]
-        for samples in parts:
-            batch = self._composition.pipeline.prediction_batch(samples)
-            cosines = ContentCosines(batch.content, histories_of(batch, plan.spec))
-            found.append(histograms.counts(cosines, len(batch)).reshape(len(batch), -1))
         encoder = self._composition.store.encoder_version
         return Served(
             model=str(self.restored.ref), name=histograms.layout.name,
-            feature_version=histograms.layout.version(encoder), values_nN=np.concatenate(found),
+            feature_version=histograms.layout.version(encoder),
+            values_nN=np.concatenate([np.zeros((0, histograms.width), np.float32), *values]),
         )  # fmt: skip
 
     def _frozen(self, chunk: Chunk) -> tuple[JoinState, NDArray[np.int64]]:

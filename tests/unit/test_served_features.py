@@ -297,6 +297,9 @@ def test_scores_come_with_what_is_to_be_logged(watched: Any) -> None:
                                                     "features": {"simtier": wrong}}}])  # fmt: skip
         assert skewed.logit_n.tobytes() != scores.logit_n.tobytes()
         np.testing.assert_array_equal(skewed.served.values_nN, scores.served.values_nN)
+        many = [{"item_id": item} for item in (1, 2) * 200]  # more than are predicted at once
+        served = scorer.score([{**event, "items": many}]).served
+        np.testing.assert_array_equal(served.values_nN, np.tile(scores.served.values_nN, (200, 1)))
 
 
 def test_a_running_model_takes_it_on_and_gives_it_up(tmp_path: Any) -> None:
