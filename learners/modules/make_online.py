@@ -33,7 +33,8 @@ ADAM = ("w", "m", "v", "t", "average")
 class OnlineConfig:
     """Adam's rate; `replays` visits of earlier steps after each step; rows kept for them.
 
-    `averaged_rows`: over how many rows the weights that the ranker sees are averaged.
+    With `replays` 0 no row is kept. `averaged_rows`: over how many rows the weights that the ranker
+    sees are averaged.
     """
 
     lr: float = 1e-3
@@ -115,6 +116,12 @@ class OnlineExtractor(Kept):
         for each in earlier:
             self._step(each, each.view())
         self.replayed += sum(each.rows for each in earlier)
+        self._keep(visit)
+
+    def _keep(self, visit: Visit) -> None:
+        """The step's rows into the buffer, the oldest out; none where none is visited again."""
+        if not self.config.replays:
+            return
         self.visits.append(visit)
         self.kept_rows += visit.rows
         while self.kept_rows > self.config.replay_rows and len(self.visits) > 1:
@@ -169,6 +176,7 @@ class OnlineExtractor(Kept):
     def apply(self, parts: Mapping[str, Part]) -> None:
         """Take it back; without the part of training the extractor can only score.
 
+        Steps that are kept in it are let go where none is visited again, or fewer rows are kept.
         Raises ValueError for an extractor of another form.
         """
         if "make.net" not in parts:
@@ -188,10 +196,9 @@ class OnlineExtractor(Kept):
             for name in ADAM[:-1]:
                 getattr(a, name).copy_(torch.from_numpy(train.array(name, np.float32).copy()))
         self.steps, self.replayed = int(train.meta["steps"]), int(train.meta["replayed"])
-        self.visits = deque(
-            _restored(train, i, int(size)) for i, size in enumerate(train.meta["nominal_sizes"])
-        )
-        self.kept_rows = sum(visit.rows for visit in self.visits)
+        self.visits, self.kept_rows = deque(), 0
+        for i, size in enumerate(train.meta["nominal_sizes"]):
+            self._keep(_restored(train, i, int(size)))
 
     def counts(self) -> Mapping[str, int]:
         """Steps, rows in the buffer, rows visited again."""

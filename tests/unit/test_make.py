@@ -386,6 +386,26 @@ def test_buffer_is_bounded_and_replays_are_counted():
     assert counts["make_steps"] == 9
 
 
+def test_without_replays_no_row_is_kept_and_one_that_was_is_let_go():
+    """The buffer is neither in memory nor in a snapshot; all else of the extractor goes on."""
+    learner, stream = build(on=True, attention=16, hidden=[16], replays=0), PlantedContent(9)
+    for _ in range(3):
+        learner.learn_many(stream.batch(64))
+    assert learner.counts()["make_buffer_rows"] == 0
+    assert set(state_of(learner)["make.train"].arrays) == {"w", "m", "v", "t"}
+    other = build(on=True, attention=16, hidden=[16], replays=2)
+    other.apply(state_of(learner))
+    batches = [stream.batch(64) for _ in range(3)]
+    for batch in batches:
+        other.learn_many(batch)
+    assert other.counts()["make_buffer_rows"] == 192
+    learner.apply(state_of(other))
+    assert learner.counts()["make_buffer_rows"] == 0
+    rest = state_of(learner)["make.train"]
+    assert rest.meta["steps"] == 6
+    assert np.array_equal(rest.arrays["w"], state_of(other)["make.train"].arrays["w"])
+
+
 @pytest.mark.slow
 def test_visits_again_learn_faster_than_one():
     """What the replays are for: the same stream, the extractor's own loss after 40 steps."""
