@@ -5,6 +5,7 @@ import gc
 import re
 import subprocess
 import tomllib
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -130,21 +131,57 @@ def python_files(*, tests=False):
     ]
 
 
+@dataclass
+class Source:
+    """What the tests ask of a Python file."""
+
+    docstring: str | None
+    functions: list[tuple[str, int, int]] = field(default_factory=list)
+    imported: set[str] = field(default_factory=set)
+    pickled: list[int] = field(default_factory=list)
+
+
 @cache
-def tree(path):
-    # Hundreds of thousands of nodes, all of them kept: collecting is two thirds of the time.
+def source(path):
+    # A tree has thousands of nodes, and most of the time goes into walking them: each is read once
+    # and let go. Nothing in it is a cycle.
     gc.disable()
     try:
-        return ast.parse(path.read_text(), name_of(path))
+        return read_source(ast.parse(path.read_text(), name_of(path)))
     finally:
         gc.enable()
 
 
-@pytest.fixture(autouse=True, scope="module")
-def trees_are_dropped():
-    """Whoever comes next in this process does not walk through them."""
-    yield
-    tree.cache_clear()
+def read_source(tree):
+    found = Source(docstring=ast.get_docstring(tree))
+    safe, loads = set(), []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            found.functions.append((node.name, node.lineno, node.end_lineno - node.lineno + 1))
+        elif isinstance(node, ast.Import):
+            names = {alias.name for alias in node.names}
+            found.imported |= names
+            found.pickled += [node.lineno] * ("pickle" in names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.imported.add(node.module)
+            found.imported.update(f"{node.module}.{alias.name}" for alias in node.names)
+            found.pickled += [node.lineno] * (node.module == "pickle")
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.imported.add(node.value)  # import_module("stream.…") and the table of verbs
+        elif isinstance(node, ast.Call):
+            if any(
+                word.arg == "weights_only" and getattr(word.value, "value", None) is True
+                for word in node.keywords
+            ):
+                safe.add(node.func)
+        elif (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and (node.value.id, node.attr) in {("torch", "save"), ("torch", "load")}
+        ):
+            loads.append(node)
+    found.pickled += [node.lineno for node in loads if node not in safe]
+    return found
 
 
 @cache
@@ -165,11 +202,10 @@ def module_of(path):
 
 def test_functions_fit_on_a_screen():
     long = [
-        f"{name_of(path)}:{node.lineno} {node.name}: {node.end_lineno - node.lineno + 1} lines"
+        f"{name_of(path)}:{line} {name}: {lines} lines"
         for path in python_files(tests=True)
-        for node in ast.walk(tree(path))
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-        and node.end_lineno - node.lineno + 1 > FUNCTION_LINES_MAX
+        for name, line, lines in source(path).functions
+        if lines > FUNCTION_LINES_MAX
     ]
     assert long == []
 
@@ -181,7 +217,7 @@ def test_files_are_short():
 
 
 def test_modules_say_what_they_are_for():
-    assert [name_of(path) for path in python_files() if not ast.get_docstring(tree(path))] == []
+    assert [name_of(path) for path in python_files() if not source(path).docstring] == []
 
 
 def test_every_module_is_either_pure_or_a_shell():
@@ -203,14 +239,7 @@ def test_no_module_is_dead():
     """Each is imported by another of the packages, a verb, a program, or in pyproject.toml."""
     imported = {m for p in python_files() if "__main__" in p.read_text() for m in [module_of(p)]}
     for path in python_files():
-        for node in ast.walk(tree(path)):
-            if isinstance(node, ast.Import):
-                imported.update(alias.name for alias in node.names)
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                imported.add(node.module)
-                imported.update(f"{node.module}.{alias.name}" for alias in node.names)
-            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                imported.add(node.value)  # import_module("stream.…") and the table of verbs
+        imported |= source(path).imported
     project = (ROOT / "pyproject.toml").read_text()
     modules = [module_of(p) for p in python_files() if p.name not in {"__init__.py", "__main__.py"}]
     assert [m for m in modules if m not in imported and f'"{m}:' not in project] == []
@@ -218,28 +247,11 @@ def test_no_module_is_dead():
 
 def test_nothing_is_pickled():
     """Loading a pickle runs what it contains; `weights_only` keeps torch.load from that."""
-    safe = {
-        id(node.func)
-        for path in python_files()
-        for node in ast.walk(tree(path))
-        if isinstance(node, ast.Call)
-        for word in node.keywords
-        if word.arg == "weights_only" and getattr(word.value, "value", None) is True
-    }
-    found = [
-        f"{name_of(path)}:{node.lineno}"
-        for path in python_files()
-        for node in ast.walk(tree(path))
-        if (isinstance(node, ast.Import) and any(a.name == "pickle" for a in node.names))
-        or (isinstance(node, ast.ImportFrom) and node.module == "pickle")
-        or (
-            isinstance(node, ast.Attribute)
-            and id(node) not in safe
-            and isinstance(node.value, ast.Name)
-            and (node.value.id, node.attr) in {("torch", "save"), ("torch", "load")}
-        )
-    ]
+    found = [f"{name_of(path)}:{line}" for path in python_files() for line in source(path).pickled]
     assert found == []
+    bad = "import pickle\nfrom pickle import load\ntorch.load(a)\ntorch.load(b, weights_only=False)"
+    good = "torch.load(c, weights_only=True)"
+    assert read_source(ast.parse(f"{bad}\n{good}\ntorch.save(d)")).pickled == [1, 2, 3, 4, 6]
 
 
 def test_no_registry_is_named():
