@@ -18,7 +18,8 @@ import argparse
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,14 +45,16 @@ SPANS: Mapping[str, tuple[float, float]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """A ranker: the presets that join `movielens`, and whether it reads vectors."""
+    """A ranker: the presets that join `movielens`, more options, and whether it reads vectors."""
 
     presets: tuple[str, ...] = ()
+    more: Mapping[str, Any] = field(default_factory=dict)
     content: bool = True
 
     def options(self) -> Mapping[str, Any]:
         """Those of the ranker."""
-        return load_config("+".join(("movielens", *self.presets)), ()).ranker.options
+        preset = load_config("+".join(("movielens", *self.presets)), ()).ranker.options
+        return {**preset, **self.more}
 
 
 ARMS: Mapping[str, Arm] = {
@@ -87,10 +90,10 @@ CASES: Mapping[str, Case] = {
 class Study:
     """Recorded steps of the cases, and the logits of runs on them."""
 
-    def __init__(self, seeds: Sequence[int], dim: int) -> None:
-        self.seeds, self.dim = list(seeds), dim
-        self.recording, _ = data.film_steps(dim)
-        self.made_of = data.made_of(dim)
+    def __init__(self, seeds: Sequence[int], vectors: Path) -> None:
+        self.seeds = list(seeds)
+        self.recording, _ = data.film_steps(vectors)
+        self.made_of = data.made_of(vectors)
         self._permuted = {
             0: self.recording, **{p: data.permuted(self.recording, p) for p in PERMUTATIONS}
         }  # fmt: skip
@@ -216,7 +219,7 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     print(setting())
-    study = Study(args.seeds, args.dim)
+    study = Study(args.seeds, data.fused_vectors(args.dim))
     results = {"setting": setting(), "seeds": args.seeds, "dim": args.dim, "cases": {}}
     for case in args.cases:
         results["cases"][case] = result_of(study, case, args.arms)

@@ -117,23 +117,22 @@ def fused_vectors(dim: int) -> Path:
     return path
 
 
-def film_steps(dim: int, *overrides: str) -> tuple[Recording, dict[str, Any]]:
-    """The learn steps of the preset with fused vectors, and the preset's ranker options."""
-    path = fused_vectors(dim)
-    width = read_vector_file(path).dim
+def film_steps(vectors: Path, *overrides: str) -> tuple[Recording, dict[str, Any]]:
+    """The learn steps of the preset with the vectors of a file, and its ranker options."""
+    width = read_vector_file(vectors).dim
     config = load_config(
         "movielens",
         (
-            f"items.vectors_file={path}", f"items.dim={width}", f"stream.batch_size={BATCH}",
+            f"items.vectors_file={vectors}", f"items.dim={width}", f"stream.batch_size={BATCH}",
             f"items.cache_rows={CACHE_ROWS}", *overrides,
         ),
     )  # fmt: skip
     return record(config, film_log()), dict(config.ranker.options)
 
 
-def made_of(dim: int) -> list[str]:
+def made_of(vectors: Path) -> list[str]:
     """What the steps depend on: the vectors' version and the preset."""
-    return [read_vector_file(fused_vectors(dim)).version, preset_path("movielens").read_text()]
+    return [read_vector_file(vectors).version, preset_path("movielens").read_text()]
 
 
 def permuted(recording: Recording, seed: int) -> Recording:

@@ -17,7 +17,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +43,7 @@ from tests.benchmarks.movielens_content import FROM_SHARE, NOBODY, WITHHELD, WIT
 from tests.benchmarks.movielens_content_scores import Rows, differences, figures
 from tests.benchmarks.quality_kuairand import seen_before
 from tests.support.bench import markdown, setting
-from tests.support.recorded import Recording, record
+from tests.support.recorded import Recording
 
 BUILD = data.BUILD / "flip"
 DIM = 128
@@ -59,10 +58,10 @@ PERMUTATION = 1
 MODULE: Mapping[str, Any] = {"on": True, "fields": ["film", "year"], "exposure": "film.count"}
 ARMS: Mapping[str, Arm] = {
     **content.ARMS,
-    "flip": Arm(options={"flip": dict(MODULE)}),
-    "flip, one alpha": Arm(options={"flip": {**MODULE, "exposure": ""}}),
+    "flip": Arm(more={"flip": dict(MODULE)}),
+    "flip, one alpha": Arm(more={"flip": {**MODULE, "exposure": ""}}),
     "flip, head alone": Arm(
-        options={"flip": {**MODULE, "tabular_weight": 0.0, "contrast_weight": 0.0}}
+        more={"flip": {**MODULE, "tabular_weight": 0.0, "contrast_weight": 0.0}}
     ),
 }
 """Those with the module `flip` are beside `projected`, the ranker without any module."""
@@ -158,17 +157,6 @@ def with_vectors(recording: Recording, films: Films, vectors_ND: F32) -> Recordi
     return data.with_table(recording, table_VC)
 
 
-@cache
-def steps_of(path: Path) -> tuple[Recording, dict[str, Any]]:
-    """Learn steps with the vectors of a file, and the preset's ranker options."""
-    config = load_config(
-        "movielens",
-        (f"items.vectors_file={path}", f"items.dim={DIM}", f"stream.batch_size={data.BATCH}",
-         f"items.cache_rows={data.CACHE_ROWS}"),
-    )  # fmt: skip
-    return record(config, data.film_log()), dict(config.ranker.options)
-
-
 def logits(
     steps: Recording, options: Mapping[str, Any], seeds: list[int], key: list[object]
 ) -> list[F32]:
@@ -190,7 +178,7 @@ def study(case: str, arms: list[str], seeds: list[int], *, placebo: bool) -> Non
     films = Films()
     names = ["none", *(f"{arm}, {s}" for arm in arms for s in SETS)]
     found: dict[str, list[F32]] = {}
-    first, preset = steps_of(films.file(SETS[0]))
+    first, _ = data.film_steps(films.file(SETS[0]))
     keys = first.id_n(data.FILM)
     rows = Rows.of(first.label_n(), first.id_n("user"), first.ts_ms_n)
     order = np.lexsort((first.sample_n, first.ts_ms_n))
@@ -205,7 +193,7 @@ def study(case: str, arms: list[str], seeds: list[int], *, placebo: bool) -> Non
         return data.hidden(steps, data.Hiding(withheld=withheld)) if len(withheld) else steps
 
     def run(arm: str, steps: Recording, seeds: list[int], *key: str) -> list[F32]:
-        return logits(steps, {**preset, **ARMS[arm].options}, seeds, [case, *key])
+        return logits(steps, ARMS[arm].options(), seeds, [case, *key])
 
     found["none"] = run("none", hide(first.without(("content",))), seeds)
     for name in SETS:
@@ -220,7 +208,7 @@ def study(case: str, arms: list[str], seeds: list[int], *, placebo: bool) -> Non
                 found[label] = run(arm, permuted, seeds[:1], file.version, "permuted")
     _show(case, rows, own, found, names, arms)
     for arm in arms if "projected" in arms else ():
-        if "flip" in ARMS[arm].options:
+        if "flip" in ARMS[arm].more:
             for name, part in (("cold", own & (seen < COLD)), ("warm", own & (seen >= WARM))):
                 pairs = [([f"{arm}, {s}"], [f"projected, {s}"]) for s in SETS]
                 for d in differences(rows, part, found, pairs) if part.any() else ():

@@ -1,5 +1,6 @@
 """Every `millrace` command in the documentation's blocks is one that the program takes."""
 
+import importlib
 import re
 import shlex
 from pathlib import Path
@@ -73,3 +74,18 @@ def assert_ranker_fits(presets, overrides):
         catalog.build(config.ranker.name, plan(config).spec, config.ranker.options)
     except InputError as error:
         assert "No such file" in str(error)  # noqa: PT017 - what else is amiss is raised
+
+
+MODULES = sorted(
+    {
+        m
+        for page in PAGES
+        for m in re.findall(r"python -m (tests\.benchmarks\.\w+)", page.read_text())
+    }
+    | {f"tests.benchmarks.{file.stem}" for file in (ROOT / "tests" / "benchmarks").glob("*_*.py")}
+)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_benchmark_can_be_imported(module):
+    assert importlib.import_module(module).__doc__
