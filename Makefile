@@ -66,22 +66,24 @@ layers: $(READY) ## import-linter: layers and the pure core
 unit: $(READY) ## unit tests
 	$(PYTEST) tests/unit
 
-# Types on one core; on the other, what two processes of tests would both compile.
-.PHONY: prepared
-prepared: lint layers
-	@echo "$(BIN)/mypy, and loops compiled"; $(BIN)/mypy & types=$$!; \
-		$(BIN)/python -m tests.support.compile_loops || { kill $$types; exit 1; }; wait $$types
+# Types on one core beside all that follows; first, what other clones know of types and loops.
+BEGIN = mkdir -p build; $(BIN)/python -m tests.support.kept_types; echo "$(BIN)/mypy, beside:"; \
+	$(BIN)/mypy > build/types.txt 2>&1 & types=$$!; \
+	trap 'kill $$types 2> /dev/null || true' EXIT; \
+	$(BIN)/python -m tests.support.compile_loops; \
+	kill -0 $$types 2> /dev/null || { $(TYPED); }
+TYPED = wait $$types || { cat build/types.txt; exit 1; }
+END = cat build/types.txt; $(BIN)/python -m tests.support.kept_types keep; \
+	$(BIN)/python -m tests.support.compile_loops keep
 
 .PHONY: check
-check: prepared ## all that is fast: format, lint, types, layers, tidy, unit but slow ones, a quarter of property examples
-	$(PYTEST) $(TWO) -m "not slow" \
-		tests/test_tidy.py tests/test_docs.py tests/unit tests/golden tests/property
-	@$(BIN)/python -m tests.support.compile_loops keep
+check: lint layers ## all that is fast: format, lint, types, layers, tidy, unit but slow ones, a quarter of property examples
+	@$(BEGIN); $(PYTEST) $(TWO) -m "not slow" \
+		tests/test_tidy.py tests/test_docs.py tests/unit tests/golden tests/property; $(TYPED); $(END)
 
 .PHONY: test
-test: prepared ## everything, with the real broker where Java and Maven are there
-	MILLRACE_EXAMPLES=all $(PYTEST) $(TWO) tests
-	@$(BIN)/python -m tests.support.compile_loops keep
+test: lint layers ## everything, with the real broker where Java and Maven are there
+	@$(BEGIN); $(TYPED); MILLRACE_EXAMPLES=all $(PYTEST) $(TWO) tests; $(END)
 
 .PHONY: demo
 demo: $(READY) ## broker, embedder and worker on the bundled log, to a table and a report

@@ -4,8 +4,8 @@ python -m tests.support.compile_loops        before the tests
 python -m tests.support.compile_loops keep   after them
 
 What is compiled, by the tests too, is put on a shelf of the user's, by the content of its source:
-another clone, or this one after `make clean`, compiles what has changed. The shelf keeps a few
-versions of a file.
+another clone, or this one after `make clean`, compiles what has changed, and nothing is imported
+where nothing has. The shelf keeps a few versions of a file.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -34,10 +34,11 @@ def shelf() -> Path:
 
 
 def sources(root: Path = ROOT) -> Iterator[Path]:
-    """Every file with loops; all that a loop calls is in its file."""
+    """Every file with loops that are kept; all that a loop calls is in its file."""
     for package in PACKAGES:
         for path in sorted((root / package).rglob("*.py")):
-            if "numba" in path.read_text():
+            text = path.read_text()
+            if "njit" in text and "cache=True" in text:
                 yield path
 
 
@@ -51,33 +52,53 @@ def places(source: Path, root: Path = ROOT) -> tuple[Path, Path]:
     return own, shelf() / name / hashlib.sha256(text).hexdigest()[:16]
 
 
-def take(root: Path = ROOT) -> None:
-    """From the shelf into numba's cache: files that have nothing there. Numba checks the rest."""
+def compiled(folder: Path, source: Path) -> list[Path]:
+    """What lies in a folder and was made of the source as it is now: data, then the indexes.
+
+    An index holds the digest of the source that it is for; numba takes no other.
+    """
+    digest = hashlib.sha256(source.read_bytes()).digest()
+    indexes = [p for p in sorted(folder.glob(f"{source.stem}.*.nbi")) if digest in p.read_bytes()]
+    return [p for one in indexes for p in sorted(folder.glob(f"{one.stem}.*.nbc"))] + indexes
+
+
+def names(paths: Iterable[Path]) -> set[str]:
+    """Names of files."""
+    return {path.name for path in paths}
+
+
+def take(root: Path = ROOT) -> bool:
+    """From the shelf into numba's cache, what is not there; whether all is there then."""
+    whole = True
     for source in sources(root):
         own, kept = places(source, root)
-        if kept.is_dir() and not any(own.glob(f"{source.stem}.*")):
+        wanted = compiled(kept, source)
+        if not names(wanted) <= names(compiled(own, source)):
             own.mkdir(parents=True, exist_ok=True)
             with suppress(OSError):  # somebody else tidies the shelf
-                # Indexes last: whatever they name is then there.
-                for path in sorted(kept.iterdir(), reverse=True, key=lambda p: p.suffix == ".nbc"):
+                for path in wanted:
                     shutil.copy2(path, own)
                 os.utime(kept)
+        whole &= bool(wanted) and names(wanted) <= names(compiled(own, source))
+    return whole
 
 
 def keep(root: Path = ROOT) -> None:
-    """From numba's cache onto the shelf: whole sets, each once, and the newest versions of each."""
+    """From numba's cache onto the shelf: sets that are new or larger, the newest few of each."""
     for source in sources(root):
         own, kept = places(source, root)
-        compiled = list(own.glob(f"{source.stem}.*.nb?"))
-        if kept.is_dir() or not compiled:
+        found = compiled(own, source)
+        if names(found) <= names(compiled(kept, source)):
             continue
         kept.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=kept.parent, prefix=".new-") as folder:
             whole = Path(folder) / "set"
             whole.mkdir()
-            for path in compiled:
+            for path in found:
                 shutil.copy2(path, whole)
             with suppress(OSError):  # somebody else was first
+                if kept.is_dir():
+                    kept.rename(Path(folder) / "smaller")
                 whole.rename(kept)
         versions = [path for path in kept.parent.iterdir() if not path.name.startswith(".")]
         for old in sorted(versions, key=lambda p: p.stat().st_mtime)[:-VERSIONS_MAX]:
@@ -86,13 +107,16 @@ def keep(root: Path = ROOT) -> None:
 
 def main() -> None:
     """The pipeline's loops ready in numba's cache, or what it has kept."""
+    if not numba.config.CACHE_DIR:
+        sys.exit("compile_loops: NUMBA_CACHE_DIR is not set; the Makefile does")
     if sys.argv[1:] == ["keep"]:
         keep()
+        return
+    if take():
         return
     from stream.warm_up import warm_up
     from tests.support.replays import ranked_config
 
-    take()
     warm_up(ranked_config())
 
 
