@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, normalize, relu
@@ -20,7 +22,7 @@ class ProjectionHead(nn.Module):
         """`raw_ND`: the vectors whose mean and axes it begins with, float32 [N, D]."""
         super().__init__()
         mean_D = raw_ND.mean(dim=0)
-        axes_OD = _axes(raw_ND, mean_D, dim)
+        axes_OD = principal_axes(raw_ND, mean_D, dim)
         self.weight = nn.Parameter(axes_OD)
         self.bias = nn.Parameter(-axes_OD @ mean_D)
         self.inner: nn.Parameter | None = None
@@ -40,7 +42,17 @@ class ProjectionHead(nn.Module):
         return normalize(out_BO, dim=1)
 
 
-def _axes(raw_ND: Tensor, mean_D: Tensor, dim: int) -> Tensor:
+def composed(arrays: Mapping[str, Tensor], axes_AD: Tensor, mean_D: Tensor) -> dict[str, Tensor]:
+    """The weights of a head on (x − mean) Aᵀ as those of a head on x that gives the same."""
+    made = dict(arrays)
+    for weight, bias in (("weight", "bias"), ("inner", "inner_bias")):
+        if weight in arrays:
+            made[weight] = arrays[weight] @ axes_AD
+            made[bias] = arrays[bias] - made[weight] @ mean_D
+    return made
+
+
+def principal_axes(raw_ND: Tensor, mean_D: Tensor, dim: int) -> Tensor:
     """The principal axes as rows [dim, D], zeros beyond D; each axis's largest entry is positive.
 
     Of the covariance, block by block in float64: it fits in memory for any number of items.

@@ -27,7 +27,7 @@ from embeddings.pretrain.contrast import (
     momentum_copy,
     triplet,
 )
-from embeddings.pretrain.head import ProjectionHead
+from embeddings.pretrain.head import ProjectionHead, composed, principal_axes
 from infra.errors import InputError
 
 I64 = NDArray[np.int64]
@@ -39,12 +39,14 @@ class ContrastConfig:
     """How the projection is trained.
 
     `objective`: `queue` contrasts with the last `keys` keys of a momentum copy, `batch` with the
-    batch's other pairs. `hidden` 0: a linear projection. `triplet_weight` counts where a pair has a
-    hard negative.
+    batch's other pairs. `hidden` 0: a linear projection. `axes`: it reads the raw vectors' first
+    principal axes alone, 0 for all; fewer learn less of single items by heart, which is what items
+    without any pair need. `triplet_weight` counts where a pair has a hard negative.
     """
 
     dim: int = 128
     hidden: int = 0
+    axes: int = 0
     objective: Literal["queue", "batch"] = "queue"
     keys: int = 4_096
     momentum: float = 0.99
@@ -65,8 +67,9 @@ class ContrastConfig:
             raise ValueError(f"contrast: objective must be queue or batch, got '{self.objective}'")
         if not (self.temperature > 0 and self.lr > 0 and 0 <= self.momentum < 1):
             raise ValueError("contrast: temperature and lr must be positive, momentum in [0, 1)")
-        if min(self.triplet_weight, self.triplet_margin, self.weight_decay, self.seed) < 0:
-            raise ValueError("contrast: weights, margin and seed must not be negative")
+        numbers = (self.triplet_weight, self.triplet_margin, self.weight_decay, self.seed)
+        if min(*numbers, self.axes) < 0:
+            raise ValueError("contrast: weights, margin, seed and axes must not be negative")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +115,10 @@ class ContrastTrainer:
             )
         self.config = config
         self._raw_ND = torch.from_numpy(np.ascontiguousarray(raw_ND)).to(device)
+        self._cut = self._cut_of(self._raw_ND, config.axes)
+        if self._cut is not None:
+            axes_AD, mean_D = self._cut
+            self._raw_ND = (self._raw_ND - mean_D) @ axes_AD.T
         self._group_N = torch.from_numpy(content_groups(raw_ND)).to(device)
         self._pairs = torch.from_numpy(
             np.stack((pairs.left_P, pairs.right_P, pairs.hard_P), axis=1)
@@ -161,6 +168,24 @@ class ContrastTrainer:
         with torch.no_grad():
             projected: NDArray[np.float32] = self.head(self._raw_ND).cpu().numpy()
         return projected
+
+    def arrays(self) -> dict[str, NDArray[np.float32]]:
+        """Weights of the projection from the raw vectors, by name."""
+        found = {name: p.detach() for name, p in self.head.named_parameters()}
+        if self._cut is not None:
+            found = composed(found, *self._cut)
+        return {name: tensor.cpu().numpy() for name, tensor in found.items()}
+
+    @staticmethod
+    def _cut_of(raw_ND: Tensor, axes: int) -> tuple[Tensor, Tensor] | None:
+        if not axes:
+            return None
+        if axes > raw_ND.shape[1]:
+            raise InputError(
+                f"axes={axes}: the vectors have only {raw_ND.shape[1]} numbers; 0 reads all of them"
+            )
+        mean_D = raw_ND.mean(dim=0)
+        return principal_axes(raw_ND.cpu(), mean_D.cpu(), axes).to(raw_ND.device), mean_D
 
     def _train(self, pairs_B3: Tensor) -> Tensor:
         """One step; the sums of `run_epoch`."""

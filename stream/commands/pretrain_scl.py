@@ -163,8 +163,7 @@ def _asked(given: _Given, config: Config) -> tuple[Pairs | None, dict[int, ItemC
 
 def _write(out: Path, trainer: ContrastTrainer, encoder: str, report: dict[str, Any]) -> None:
     """The projection, and beside it the report."""
-    arrays = {n: p.detach().cpu().numpy() for n, p in trainer.head.named_parameters()}
-    projection = Projection(arrays=arrays, encoder=encoder, facts=report)
+    projection = Projection(arrays=trainer.arrays(), encoder=encoder, facts=report)
     write_projection(out, projection)
     content = {"version": projection.version, **report}
     out.with_name(f"{out.name}.json").write_text(json.dumps(content, indent=2) + "\n")

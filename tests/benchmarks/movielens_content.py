@@ -197,7 +197,7 @@ def show(case: str, result: Mapping[str, Any]) -> None:
 
 
 def _group(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{names[0].partition(',')[0]}, permuted, mean"
+    return names[0] if len(names) == 1 else f"{names[0].rpartition(',')[0]}, permuted, mean"
 
 
 def _interval(of: Mapping[str, Any]) -> str:

@@ -104,6 +104,33 @@ def test_it_begins_with_the_raw_similarities_centred():
     assert np.allclose(start @ start.T, centred @ centred.T, atol=1e-4)
 
 
+@pytest.mark.parametrize("hidden", (0, 8))
+@pytest.mark.parametrize("axes", (0, 12))
+def test_its_arrays_are_a_projection_of_the_raw_vectors(hidden, axes):
+    raw = raw_vectors()
+    trainer = ContrastTrainer(raw, pairs_of(1), config(hidden=hidden, axes=axes))
+    trainer.run_epoch()
+    projection = Projection(arrays=trainer.arrays(), encoder="any")
+    applied = np.array([projection.apply(vector) for vector in raw])
+    assert (projection.given_dim, projection.dim) == (32, 16)
+    assert np.allclose(applied, trainer.vectors(), atol=1e-5)
+
+
+def test_what_lies_outside_of_the_axes_is_not_read():
+    raw = raw_vectors()
+    trainer = ContrastTrainer(raw, pairs_of(1), config(axes=6))
+    trainer.run_epoch()
+    projection = Projection(arrays=trainer.arrays(), encoder="any")
+    axes = np.linalg.svd(raw - raw.mean(axis=0), full_matrices=False)[2]
+    before, within, without = (
+        projection.apply(raw[0] + shift) for shift in (0, axes[2] * 5, axes[9] * 5)
+    )
+    assert np.allclose(without, before, atol=1e-4)
+    assert not np.allclose(within, before, atol=1e-1)
+    with pytest.raises(InputError, match="axes=33: the vectors have only 32 numbers"):
+        ContrastTrainer(raw, pairs_of(1), config(axes=33))
+
+
 def test_ln_keys_counts_what_is_not_masked():
     raw = raw_vectors()
     raw[1] = raw[0]
