@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from embeddings.pretrain.adam import Adam
 from learners.batch import ContentRows, MiniBatch
 from learners.content_view import ROW_MULTIPLE, ContentView, content_view
 from learners.feature_spec import ContentBlock, FeatureSpec
@@ -193,7 +194,7 @@ def train(
 ) -> Iterator[EpochScore]:
     """Train `net` on the rows before number `last`; after each epoch, how it scores the others."""
     rng = np.random.default_rng(config.seed)
-    adam = torch.optim.AdamW(net.parameters(), lr=config.lr, weight_decay=config.decay)
+    adam = Adam(net, config.lr, config.decay)
     steps = -(-last // config.batch_size)
     for epoch in range(1, config.epochs + 1):
         order, total = rng.permutation(last), 0.0
@@ -203,7 +204,7 @@ def train(
             loss = functional.binary_cross_entropy_with_logits(
                 logit_B, torch.from_numpy(table.label_N[chosen]), reduction="sum"
             )
-            adam.zero_grad()
+            net.zero_grad()
             (loss / len(chosen)).backward()  # type: ignore[no-untyped-call]
             adam.step()
             total += float(loss.detach())
