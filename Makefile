@@ -14,7 +14,10 @@ PACKAGES := stream learners embeddings infra
 COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-header pyproject.toml
 PYTEST := $(BIN)/python -m pytest
-TWO := -n 2 --dist loadgroup
+# One test after the other goes to whichever of two processes is free, or one file, whose fixtures
+# are then made once; in the order given.
+BY_TEST := -n 2 --dist loadgroup --no-loadscope-reorder
+BY_FILE := -n 2 --dist loadfile --no-loadscope-reorder
 
 # Compiled kernels are kept between runs; idle OpenMP threads sleep instead of spinning.
 export NUMBA_CACHE_DIR ?= $(CURDIR)/build/numba
@@ -78,12 +81,12 @@ END = cat build/types.txt; $(BIN)/python -m tests.support.kept_types keep; \
 
 .PHONY: check
 check: lint layers ## all that is fast: format, lint, types, layers, tidy, unit but slow ones, a quarter of property examples
-	@$(BEGIN); $(PYTEST) $(TWO) -m "not slow" \
-		tests/test_tidy.py tests/test_docs.py tests/unit tests/golden tests/property; $(TYPED); $(END)
+	@$(BEGIN); $(PYTEST) $(BY_FILE) -m "not slow" \
+		tests/property tests/test_tidy.py tests/test_docs.py tests/unit tests/golden; $(TYPED); $(END)
 
 .PHONY: test
 test: lint layers ## everything, with the real broker where Java and Maven are there
-	@$(BEGIN); $(TYPED); MILLRACE_EXAMPLES=all $(PYTEST) $(TWO) tests; $(END)
+	@$(BEGIN); $(TYPED); MILLRACE_EXAMPLES=all $(PYTEST) $(BY_TEST) tests; $(END)
 
 .PHONY: demo
 demo: $(READY) ## broker, embedder and worker on the bundled log, to a table and a report

@@ -1,7 +1,6 @@
 """Brokers for the tests that need one. A real Kafka is required where MILLRACE_REQUIRE_KAFKA=1.
 
-With several processes (`-n 2`), tests with a broker run one after the other in one of them, and
-the tests of a file stay together.
+Tests with a broker come first: the longest ones, of which two processes (`-n 2`) share many.
 """
 
 import gc
@@ -27,12 +26,8 @@ def pytest_collection_finish(session):
 
 
 def pytest_collection_modifyitems(items):
-    """Groups for `--dist loadgroup`; the largest one begins."""
-    with_broker = [bool(BROKERS & set(item.fixturenames)) for item in items]
-    for item, broker in zip(items, with_broker, strict=True):
-        item.add_marker(pytest.mark.xdist_group("broker" if broker else str(item.path)))
-    order = sorted(range(len(items)), key=lambda i: not with_broker[i])
-    items[:] = [items[i] for i in order]
+    """With a broker first."""
+    items.sort(key=lambda item: not BROKERS & set(item.fixturenames))
 
 
 def _absent(reason):
