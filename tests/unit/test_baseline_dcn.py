@@ -9,6 +9,7 @@ import torch
 from learners import catalog
 from learners.step_inputs import step_inputs
 from tests.support.batches import BatchMaker, small_spec
+from tests.support.close import assert_close
 
 # Torch's optimizers import its compiler: eight seconds before the first step.
 pytestmark = pytest.mark.slow
@@ -53,7 +54,7 @@ def test_bags_are_means_without_padding():
     for keys, pooled in zip(batch.bags_BL[0], seen["x0"][:, 12:16], strict=True):
         own = [k % net.rows + 1 for k in keys.tolist() if k]
         expected = net.embedding.weight[own].mean(0) if own else torch.zeros(4)
-        torch.testing.assert_close(pooled, expected)
+        assert_close(pooled, expected)
 
 
 @pytest.mark.parametrize("optimizer", ("adam", "adagrad"))
@@ -71,9 +72,9 @@ def test_a_step_is_torchs(optimizer):
         optim.zero_grad()
         loss.backward()
         optim.step()
-        torch.testing.assert_close(learner.learn_many(batch).loss, loss.detach())
+        assert_close(learner.learn_many(batch).loss, loss.detach())
         for a, b in zip(learner.net.parameters(), plain.parameters(), strict=True):
-            torch.testing.assert_close(a, b, msg=f"step {i}")
+            assert_close(a, b, msg=f"step {i}")
 
 
 def test_a_step_that_is_not_finite_changes_nothing():

@@ -14,6 +14,7 @@ from learners import catalog
 from learners.baselines.smoothed_rates import SmoothedRates
 from learners.rankers.id_content import IdContentConfig
 from tests.support.batches import BatchMaker, small_spec
+from tests.support.close import assert_close
 
 
 def test_options_reach_nested_configurations():
@@ -61,9 +62,9 @@ def test_cuda_in_vain_is_refused(monkeypatch):
 def test_smoothed_rates_adds_prior_and_the_named_counters():
     batch = BatchMaker(small_spec()).batch(5)
     both = catalog.build("smoothed_rates", small_spec(), {}).predict_many(batch)
-    torch.testing.assert_close(both, batch.dense_BD[:, :3].sum(1))
+    assert_close(both, batch.dense_BD[:, :3].sum(1))
     one = catalog.build("smoothed_rates", small_spec(), {"counters": ["item"]}).predict_many(batch)
-    torch.testing.assert_close(one, batch.dense_BD[:, 0] + batch.dense_BD[:, 2])
+    assert_close(one, batch.dense_BD[:, 0] + batch.dense_BD[:, 2])
     with pytest.raises(ValueError, match="no dense input of group 'prior'"):
         catalog.build("smoothed_rates", small_spec(prior=False), {})
     assert isinstance(catalog.build("smoothed_rates", small_spec(), {}), SmoothedRates)

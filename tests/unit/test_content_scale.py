@@ -7,6 +7,7 @@ import torch
 
 from learners import catalog
 from tests.support.batches import BatchMaker, small_spec
+from tests.support.close import assert_close
 
 BASE = {"device": "cpu", "adam": {"averaged_rows": 0}}
 MAKE = {"on": True, "attention": 16, "hidden": (16,)}
@@ -54,7 +55,7 @@ def test_a_scale_is_that_of_the_weights_behind_it(case):
     with torch.no_grad():
         for weight in weights(plain.net):
             weight.mul_(0.25)
-    torch.testing.assert_close(plain.predict_many(batch), expected, atol=1e-5, rtol=1e-5)
+    assert_close(plain.predict_many(batch), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

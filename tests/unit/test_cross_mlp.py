@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional
 
 from learners.rankers.cross_mlp import CrossMlp
+from tests.support.close import assert_close
 
 
 def textbook(net, x0, joins=()):
@@ -29,7 +30,7 @@ def test_values_and_gradients_are_those_of_the_textbook_form(layers, hidden):
     for parameter in net.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     found, expected = net(x0), textbook(net, x0)
-    torch.testing.assert_close(found, expected)
+    assert_close(found, expected)
     sources = [x0, *net.parameters()]
     pull = torch.randn(16)
     for a, b in zip(
@@ -37,7 +38,7 @@ def test_values_and_gradients_are_those_of_the_textbook_form(layers, hidden):
         torch.autograd.grad((expected * pull).sum(), sources),
         strict=True,
     ):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+        assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_what_joins_the_layers_gets_its_gradient():
@@ -48,13 +49,13 @@ def test_what_joins_the_layers_gets_its_gradient():
     x0 = torch.randn(16, 11)
     joins = [torch.randn(16, size, requires_grad=True) for size in (7, 4, 5)]
     found, expected = net(x0, joins[0], joins[1:]), textbook(net, x0, joins)
-    torch.testing.assert_close(found, expected)
+    assert_close(found, expected)
     sources, pull = [*joins, *net.parameters()], torch.randn(16)
     for a, b in zip(
         torch.autograd.grad((found * pull).sum(), sources),
         torch.autograd.grad((expected * pull).sum(), sources),
         strict=True,
     ):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+        assert_close(a, b, rtol=1e-4, atol=1e-5)
     alone = net(x0, None, (None, joins[2]))
-    torch.testing.assert_close(alone, textbook(net, x0, [0, 0, joins[2]]))
+    assert_close(alone, textbook(net, x0, [0, 0, joins[2]]))

@@ -28,6 +28,7 @@ from learners.modules.em3_former import FormerConfig, FqFormer
 from learners.modules.em3_memory import ContentMemory
 from tests.conformance.learner_checks import EVERY_LEARNER, assert_same_state, state_of
 from tests.support.batches import START_MS, BatchMaker, small_spec
+from tests.support.close import assert_close
 from tests.support.planted import DIM, PlantedContent, last_losses
 
 OPTIONS = {"device": "cpu", "content_projection": 0, "adam": {"averaged_rows": 0}}
@@ -112,7 +113,7 @@ def test_tokens_of_one_kind_may_be_exchanged():
     net = former(2, 2)
     values, kept = tokens(4, 3)
     turned = [values[0][:, [2, 0, 3, 1]], values[1].flip(1)]
-    torch.testing.assert_close(net(values, kept), net(turned, kept))
+    assert_close(net(values, kept), net(turned, kept))
     swapped = [values[0], values[1] + 1]
     assert not torch.allclose(net(values, kept), net(swapped, kept))
 
@@ -167,7 +168,7 @@ def test_same_as_attention_and_norm_of_torch(queries, layers, heads):
             norm.bias.copy_(layer.shift)
         x = norm(x + attention(x, x, x, key_padding_mask=hidden, need_weights=False)[0])
     expected = net.project(x[:, :queries].flatten(1))
-    torch.testing.assert_close(net(values, kept), expected, atol=1e-5, rtol=1e-5)
+    assert_close(net(values, kept), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_the_click_loss_reaches_every_weight():
@@ -259,7 +260,7 @@ def test_the_compiled_contrast_and_its_gradients_are_those_of_torch():
         (loss * 3).backward()
         found.append([loss.detach(), c.grad, e.grad, *(p.grad.clone() for p in head.parameters())])
     for own, expected in zip(*found, strict=True):
-        torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-6)
+        assert_close(own, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_the_id_side_is_scaled_by_exposure():
@@ -269,9 +270,9 @@ def test_the_id_side_is_scaled_by_exposure():
     assert id_scale(seen, "plain", 50).tolist() == [1] * 5
     x = torch.randn(5, 3, requires_grad=True)
     y = scaled_gradient(x, torch.tensor([0.0, 0.5, 1.0, 0.25, 0.0]))
-    torch.testing.assert_close(y, x)
+    assert_close(y, x)
     y.sum().backward()
-    torch.testing.assert_close(x.grad[:, 0], torch.tensor([0.0, 0.5, 1.0, 0.25, 0.0]))
+    assert_close(x.grad[:, 0], torch.tensor([0.0, 0.5, 1.0, 0.25, 0.0]))
 
 
 def test_correction_starts_as_nothing_and_has_the_rank():
@@ -284,7 +285,7 @@ def test_correction_starts_as_nothing_and_has_the_rank():
     nn.init.normal_(correction.up.weight)
     whole = correction(torch.eye(16)) - torch.eye(16)
     assert int(torch.linalg.matrix_rank(whole)) == 3
-    torch.testing.assert_close(
+    assert_close(
         (q * correction(x)).sum(1), (correction.transposed(q) * x).sum(1), atol=1e-4, rtol=1e-4
     )
 
@@ -484,7 +485,7 @@ def test_a_token_a_block_and_a_missing_block_is_masked():
         [torch.nn.functional.layer_norm(x[:, 4:7], (3,)).unsqueeze(1), torch.ones(6, 1, 5)],
         [torch.ones(6, 1, dtype=torch.bool), torch.zeros(6, 1, dtype=torch.bool)],
     )
-    torch.testing.assert_close(module._made(half), expected)
+    assert_close(module._made(half), expected)
     assert not torch.allclose(module._made(half), module._made(x))
 
 

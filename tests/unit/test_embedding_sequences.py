@@ -8,6 +8,7 @@ import torch
 from learners.embedding_table import EmbeddingTable, TableConfig
 from learners.feature_spec import Bag, FeatureSpec, IdField
 from learners.id_kernels import LEARN_AND_COUNT, READ
+from tests.support.close import assert_close
 
 B, L, D = 5, 3, 4
 SPEC = FeatureSpec(
@@ -84,7 +85,7 @@ def test_updates_are_those_of_the_summed_gradients_of_each_key():
         row = place[key]
         square = (gradient**2).mean()
         expected = before[row] - 0.1 * gradient / (square.sqrt() + 1e-8)
-        torch.testing.assert_close(made.weight_RD[row], expected, rtol=1e-5, atol=1e-6)
+        assert_close(made.weight_RD[row], expected, rtol=1e-5, atol=1e-6)
     assert first.plan is not None
 
 

@@ -28,6 +28,7 @@ from learners.step_inputs import step_inputs
 from stream.cli import run
 from tests.conformance.learner_checks import EVERY_LEARNER, assert_same_state, state_of
 from tests.support.batches import START_MS, BatchMaker, small_spec
+from tests.support.close import assert_close
 from tests.support.planted import DIM, HISTORY, PlantedContent, last_losses
 
 SMALL = ExtractorConfig(attention=16, hidden=(16, 16))
@@ -147,8 +148,8 @@ def test_extractor_ignores_order_and_padding():
         net(content_view(c, rows=16, dim=6, lengths=(7,))).logit_B
         for c in (batch.content, turned, padded)
     ]
-    torch.testing.assert_close(outs[0], outs[1])
-    torch.testing.assert_close(outs[0], outs[2])
+    assert_close(outs[0], outs[1])
+    assert_close(outs[0], outs[2])
 
 
 def test_every_weight_gets_a_gradient_and_vectors_get_none():
@@ -509,7 +510,7 @@ def test_dots_and_their_gradients_are_those_of_torch():
         (out.sin() * torch.arange(7.0)).sum().backward()
         found.append((out.detach(), r.grad, q.grad))
     for own, expected in zip(*found, strict=True):
-        torch.testing.assert_close(own, expected, atol=1e-5, rtol=1e-5)
+        assert_close(own, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_weighted_sums_and_their_gradients_are_those_of_torch():
@@ -523,7 +524,7 @@ def test_weighted_sums_and_their_gradients_are_those_of_torch():
         (out.sin() * torch.arange(6.0)).sum().backward()
         found.append((out.detach(), w.grad))
     for own, expected in zip(*found, strict=True):
-        torch.testing.assert_close(own, expected, atol=1e-5, rtol=1e-5)
+        assert_close(own, expected, atol=1e-5, rtol=1e-5)
 
 
 class Opposites(PlantedContent):

@@ -10,6 +10,7 @@ from torch import nn
 from learners.dense_optim import EARLY_SHARE, AdamConfig, FlatAdam
 from learners.moments import Moments
 from learners.sparse_optim import rowwise_adagrad_, rowwise_adagrad_host_, segment_sum
+from tests.support.close import assert_close
 
 YES, NO = torch.tensor(True), torch.tensor(False)
 
@@ -75,8 +76,8 @@ def test_host_form_is_the_torch_form():
         summed = segment_sum(g, torch.from_numpy(sources), torch.from_numpy(offsets))
         rowwise_adagrad_(a, b, torch.from_numpy(rows), summed, lr=0.05, eps=1e-8)
         rowwise_adagrad_host_(c, d, rows, offsets, sources, g, lr=0.05, eps=1e-8)
-    torch.testing.assert_close(a, c, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(b, d, atol=1e-5, rtol=1e-5)
+    assert_close(a, c, atol=1e-5, rtol=1e-5)
+    assert_close(b, d, atol=1e-5, rtol=1e-5)
 
 
 def network():
@@ -98,7 +99,7 @@ def test_flat_adam_follows_torchs_adam():
         theirs(x).square().sum().backward()
         reference.step()
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
-        torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-4)
+        assert_close(a, b, atol=2e-5, rtol=1e-4)
 
 
 def test_weights_are_averaged_over_rows():
@@ -111,7 +112,7 @@ def test_weights_are_averaged_over_rows():
         flat.step(YES, rows)
         share = min(1.0, max(rows / 100, EARLY_SHARE / step))
         expected = flat.w.clone() if expected is None else expected.lerp(flat.w, share)
-        torch.testing.assert_close(flat.average, expected, atol=1e-6, rtol=1e-5)
+        assert_close(flat.average, expected, atol=1e-6, rtol=1e-5)
     kept = flat.average.clone()
     flat.step(NO, 50)
     assert torch.equal(flat.average, kept)

@@ -11,6 +11,7 @@ from learners.distinct_keys import distinct_keys
 from learners.id_kernels import LEARN, LEARN_AND_COUNT, READ
 from learners.modules.qarm_pool import Keys, _by_operations, pooled_history
 from learners.modules.small_norm import small_norm
+from tests.support.close import assert_close
 
 B, L, D = 40, 6, 5
 BLOCKS = ((-1, 0), (-1, 1), (0, 1))
@@ -52,7 +53,7 @@ def test_loops_and_operations_say_the_same(blocks):
             table[0] = 0  # the row of empty places is nobody's
         found.append([pooled.detach(), counts, *grads])
     for a, b in zip(*found, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+        assert_close(a, b, rtol=1e-4, atol=1e-5)
     assert (found[0][0][3] == 0).all()
     assert (found[0][0][keys.own[0][:, 0] == 0] == 0).all()
     assert found[0][1].max() > 1
@@ -73,11 +74,11 @@ def test_small_norm_is_layer_norm():
     factors = torch.from_numpy(np.random.default_rng(4).normal(size=(7, 3, 8)).astype(np.float32))
     a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
     mine, theirs = small_norm(a), functional.layer_norm(b, (8,))
-    torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
+    assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
     assert (mine[2, 1] == 0).all()
     (mine * factors).sum().backward()
     (theirs * factors).sum().backward()
-    torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-4)
+    assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-4)
 
 
 def test_distinct_keys_number_each_key_once_and_take_the_highest_flag():

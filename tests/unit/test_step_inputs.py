@@ -8,6 +8,7 @@ import torch
 
 from learners.step_inputs import repeat_columns, step_inputs
 from tests.support.batches import BatchMaker, small_spec
+from tests.support.close import assert_close
 
 CPU = torch.device("cpu")
 
@@ -24,7 +25,7 @@ def test_repeats_count_the_rows_own_item_in_its_history():
     assert x.repeats_BH.shape == (16, 1)
     expected_B = torch.zeros(16)
     expected_B[2] = torch.log(torch.tensor(4.0))
-    torch.testing.assert_close(x.repeats_BH[:, 0], expected_B)
+    assert_close(x.repeats_BH[:, 0], expected_B)
 
 
 def test_no_repeats_where_a_history_has_rows_of_its_own():
