@@ -17,6 +17,7 @@ I64 = NDArray[np.int64]
 U64 = NDArray[np.uint64]
 
 GROUPS_MAX = 1 << 31
+_COUNTED_AT_LEAST = 1 << 16
 _SIGN = np.uint32(1 << 31)
 
 
@@ -69,9 +70,14 @@ def scores_of_codes(code_R: NDArray[np.uint32]) -> NDArray[np.float32]:
 
 
 def group_numbers(groups: Any) -> NDArray[Any]:
-    """Whole numbers in [0, 2**31) that tell groups apart: the groups themselves where they fit."""
+    """Whole numbers in [0, 2**31) that tell groups apart, in their order.
+
+    The groups themselves where they are small whole numbers: sums by group have as many entries as
+    the largest number, and ids of a thousand million would take gigabytes.
+    """
     g = np.asarray(groups)
-    if g.dtype.kind in "iu" and (not len(g) or (g.min() >= 0 and g.max() < GROUPS_MAX)):
+    limit = min(max(8 * len(g), _COUNTED_AT_LEAST), GROUPS_MAX)
+    if g.dtype.kind in "iu" and (not len(g) or (g.min() >= 0 and g.max() < limit)):
         return g
     return np.unique(g, return_inverse=True)[1]
 

@@ -10,6 +10,8 @@ from sklearn.metrics import roc_auc_score
 
 from learners.calibration import ece
 from learners.metrics import AucHistogram, LossSums, Undefined, auc_exact, gauc
+from learners.score_runs import group_numbers
+from learners.slates import slate_scores
 
 GROUPS = np.array([0, 0, 0, 1, 1, 1, 1, 2, 2, 3, 3])
 LABELS = np.array([1, 0, 0, 1, 0, 1, 0, 0, 0, 1, 0])
@@ -124,6 +126,19 @@ def test_gauc_ignores_a_constant_per_group_and_one_class_groups():
     assert gauc(s, y, np.zeros(5_000)).score == pytest.approx(auc_exact(s, y))
     assert gauc([], [], []).score == Undefined("no rows")
     assert gauc([1.0], [1], [0]).score == Undefined("no group has both classes")
+
+
+def test_numbers_of_groups_are_few_and_change_no_score():
+    """Ids of a thousand million take no sums of as many entries, and order stays as it was."""
+    rng = np.random.default_rng(8)
+    g = rng.integers(0, 50, 2_000)
+    s, y = rng.normal(size=2_000), (rng.random(2_000) < 0.3).astype(float)
+    large = 10**9 + g * 20_000_000
+    assert group_numbers(g) is g
+    assert int(group_numbers(large).max()) == 49
+    assert np.array_equal(group_numbers(large), g)
+    assert gauc(s, y, large) == gauc(s, y, g)
+    assert slate_scores(s, y, large) == slate_scores(s, y, g)
 
 
 def test_gauc_matches_a_loop_over_groups():
