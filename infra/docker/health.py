@@ -24,7 +24,7 @@ def status_fault(path: Path, age_max_s: float, now_s: float) -> str:
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"{path}: no status yet ({type(error).__name__})"
     if state == "standby":
-        return ""  # written once, when it begins to stand by
+        return ""  # nothing is written while it takes over, for as long as that needs
     if state != "owner":
         return f"{path}: the worker is '{state}'"
     return f"{path}: {age_s:.0f} s old" if age_s > age_max_s else ""

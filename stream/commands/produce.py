@@ -58,8 +58,10 @@ def command(
     Kafka's timestamps are the time of sending. The stream ends with watermark records that close
     all windows; how far they lie behind the last event follows from the configuration.
     """
+    from stream.kafka.logs import set_up_logs
     from stream.kafka.produce import ProduceOptions, check_partitions, produce
 
+    set_up_logs()
     if items_only and skip_items:
         raise click.UsageError("--items-only and --skip-items leave nothing to send")
     config = shell_config(config_file, overrides, broker)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from infra.errors import InputError
+from infra.errors import FaultError, InputError
 from stream.commands.kafka_options import kafka_options, shell_config
 from stream.commands.progress import progress
 from stream.kafka.settings import ShellConfig
@@ -57,10 +57,14 @@ async def _record(
     seconds: float | None,
     with_items: bool,
 ) -> int:
+    from aiokafka.errors import KafkaError
+
     from stream.kafka.connection import admin_client
+    from stream.kafka.logs import set_up_logs
     from stream.kafka.record import Recorder
     from stream.kafka.topics import describe, source_ids
 
+    set_up_logs()
     topics = config.topics
     names = [*((topics.items, topics.item_vectors) if with_items else ()), *topics.stream]
     with admin_client(config.kafka) as admin:
@@ -70,10 +74,15 @@ async def _record(
             raise InputError(f"topic '{missing[0]}' does not exist at {config.kafka.broker}")
         identities = source_ids(admin, facts)
     partitions = {name: facts[name].partitions for name in names if name in facts}
-    async with Recorder(config.kafka, partitions) as recorder:
-        if until_watermark:
-            await recorder.until_watermark(topics.stream)
-        elif seconds is not None:
-            await asyncio.sleep(seconds)
-        with progress("record") as told:
-            return await recorder.write(out, "/".join(sorted(identities.values())), told)
+    try:
+        async with Recorder(config.kafka, partitions) as recorder:
+            if until_watermark:
+                ends = " and ".join(f"'{name}'" for name in topics.stream)
+                click.echo(f"waiting until {ends} end with watermark records", err=True)
+                await recorder.until_watermark(topics.stream)
+            elif seconds is not None:
+                await asyncio.sleep(seconds)
+            with progress("record") as told:
+                return await recorder.write(out, "/".join(sorted(identities.values())), told)
+    except KafkaError as error:
+        raise FaultError(f"broker {config.kafka.broker}: {error}") from error

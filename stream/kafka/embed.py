@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,6 +26,7 @@ from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 from embeddings.embedder import Embedder
 from infra.errors import FaultError, InputError
 from infra.telemetry import NO_TELEMETRY, Telemetry
+from stream.kafka.closing import stop_clients, unless_stopped
 from stream.kafka.embed_counts import EmbedCounts, EmbedProbe
 from stream.kafka.embed_encode import Encoded, Encoding
 from stream.kafka.embed_memory import TopicMemory
@@ -34,6 +36,7 @@ from stream.kafka.embed_send import Sender
 from stream.kafka.embed_sources import EmbedSources
 from stream.kafka.record_batch import record_batch
 from stream.kafka.settings import ShellConfig
+from stream.kafka.topic_watch import EVERY_S, TopicWatch, ask_logs
 from stream.records import TopicPartition
 
 log = logging.getLogger(__name__)
@@ -41,6 +44,9 @@ log = logging.getLogger(__name__)
 _POLL_MS: Final = 500
 _RECORDS_MAX: Final = 500
 _COMMIT_S: Final = 10.0
+_FINAL_COMMIT_S: Final = 3.0
+_SETTLE_S: Final = 5.0
+"""After a stop, for the batch in hand and the broker's answers; what is left is made again."""
 _COMMIT_EVERY_S: Final = 0.2
 _FIRST_BATCH: Final = 32
 _BATCH_S: Final = 0.5
@@ -55,12 +61,14 @@ class EmbedOptions:
 
     `until_end`: end when all items are embedded that are there. `backfill`: all items from the
     beginning on, whatever was committed, to the end as of the start. `told` is told records done,
-    records in all, and items done.
+    records in all, and items done. `watch_every_s`: between two looks whether the topics are still
+    the same ones.
     """
 
     until_end: bool = False
     backfill: bool = False
     told: Callable[[int, int, int], None] = lambda _done, _total, _items: None
+    watch_every_s: float = EVERY_S
     telemetry: Telemetry = NO_TELEMETRY
 
 
@@ -88,6 +96,10 @@ class EmbedWorker:
         self._taken = 0  # entries that were taken from the queue and are not done
         self._idle = asyncio.Event()
         self._idle.set()
+        self._watch = TopicWatch(
+            sources.logs(config.topics), partial(ask_logs, config.kafka),
+            every_s=options.watch_every_s,
+        )  # fmt: skip
         self._joined = asyncio.Event()
         self._is_member = False
         self._done_to: dict[KafkaPartition, int] = {}
@@ -102,7 +114,6 @@ class EmbedWorker:
     async def run(self) -> EmbedCounts:
         """Embed until `stop`, or as the options say; raises FaultError, InputError."""
         async with contextlib.AsyncExitStack() as stack:
-            stack.callback(self._thread.shutdown, wait=False, cancel_futures=True)
             folder = self._config.embed.state or stack.enter_context(
                 tempfile.TemporaryDirectory(prefix="millrace-embed-")
             )
@@ -111,10 +122,12 @@ class EmbedWorker:
                 Path(folder) / "rows", topic, self._sources.vectors_id, self._embedder.version
             )
             stack.callback(memory.close)
+            # A batch in hand still asks the memory.
+            stack.callback(self._thread.shutdown, wait=True, cancel_futures=True)
             self._embedder.remember_in(memory)
             try:
-                await self._connect(stack, memory)
-                await self._follow()
+                if await unless_stopped(self._stop, self._connect(stack, memory)):
+                    await self._follow()
             except (KafkaError, ExceptionGroup) as failed:
                 error = _first(failed)
                 if isinstance(error, KafkaError):
@@ -150,8 +163,8 @@ class EmbedWorker:
             kafka, topics.item_vectors, partitions, memory, send_again=self._sender.send_again
         )
         clients: tuple[Any, ...] = (self._reader, self._consumer, self._producer)
+        stack.push_async_callback(stop_clients, *clients)
         for client in clients:
-            stack.push_async_callback(client.stop)
             await client.start()
         self._consumer.subscribe([topics.items], listener=_Listener(self))
 
@@ -160,23 +173,42 @@ class EmbedWorker:
     async def _follow(self) -> None:
         """Run all parts until the end; what is encoded by then is sent and committed."""
         async with asyncio.TaskGroup() as group:
-            parts = [
-                group.create_task(part)
-                for part in (self._reader.run(), self._sender.run(), self._commits())
-            ]
+            running = (
+                self._reader.run(), self._sender.run(), self._commits(), self._watch.run()
+            )  # fmt: skip
+            parts = [group.create_task(part) for part in running]
             encoding = group.create_task(self._encode())
             await self._fetch()
             if self._stop.is_set():
                 await self._queue.clear()
             await self._queue.close()
-            await encoding
-            await self._sender.settled()
+            await self._settle(group.create_task(self._rest(encoding)))
             for part in parts:
                 part.cancel()
         if self._options.backfill and not self._stop.is_set():
             self._done_to = dict(self._ends)
         if not self._options.backfill or not self._stop.is_set():
             await self._commit()
+
+    async def _rest(self, encoding: asyncio.Task[None]) -> None:
+        """The queue's rest is encoded, and the broker has it."""
+        await encoding
+        await self._sender.settled()
+
+    async def _settle(self, rest: asyncio.Task[None]) -> None:
+        """Wait for the rest; after a stop only for a while, as the broker may be away."""
+        stopped = asyncio.create_task(self._stop.wait())
+        try:
+            await asyncio.wait({rest, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({rest}, timeout=_SETTLE_S)
+        finally:
+            stopped.cancel()
+        if not rest.done():
+            rest.cancel()
+            log.warning(
+                "stopped with %d item events under way that the broker did not take in %g s: they "
+                "are looked at again at the next start", self._taken, _SETTLE_S,
+            )  # fmt: skip
 
     async def _fetch(self) -> None:
         """Fill the queue until the end, pausing while it is full."""
@@ -195,7 +227,8 @@ class EmbedWorker:
                 fetched = await poll
                 if self._joined.is_set():
                     self._joined.clear()
-                    await self._begin()
+                    if not await unless_stopped(self._stop, self._begin()):
+                        return
                     if self._options.backfill:
                         continue  # what was fetched is not from the beginning
                 for tp, records in sorted(fetched.items()):
@@ -308,11 +341,11 @@ class EmbedWorker:
         if not offsets:
             return
         try:
-            async with asyncio.timeout(_COMMIT_S):
+            async with asyncio.timeout(_FINAL_COMMIT_S if self._stop.is_set() else _COMMIT_S):
                 await self._consumer.commit(offsets)
         except (CommitFailedError, IllegalStateError, TimeoutError) as error:
             # Another member has them now, or the broker is away: they are looked at again.
-            log.warning("offsets of items were not committed: %s", error or "no answer")
+            log.warning("offsets of items were not committed: %s", str(error) or "no answer")
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # the library has no types

@@ -65,10 +65,20 @@ class MemoryReader:
             fetched = await self._consumer.getmany(timeout_ms=_POLL_MS, max_records=_RECORDS_MAX)
             for tp, records in fetched.items():
                 await asyncio.to_thread(self._memory.read, tp.partition, records)
+            await self._pass_gaps()
             async with self._moved:
                 self._moved.notify_all()
             if not fetched and (overtaken := self._memory.overtaken()):
                 await self._send_again(overtaken)
+
+    async def _pass_gaps(self) -> None:
+        """Behind the last record may be offsets without one, which end the topic all the same.
+
+        Tombstones that compaction has removed, or the markers of a producer's transactions.
+        """
+        known = self._memory.next_offset
+        for tp in self._tps:
+            known[tp.partition] = max(known[tp.partition], await self._consumer.position(tp))
 
     async def caught_up(self) -> None:
         """Wait until all has been read that is on the topic now."""

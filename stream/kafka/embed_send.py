@@ -47,9 +47,9 @@ class Sender:
         letters = []
         for letter in batch.letters:
             key, value = encode_dead_letter(letter, self._letter_bytes_max)
-            letters.append(await self._producer.send(self._topics.dead_letters, value, key))
+            letters.append(await self._send(self._topics.dead_letters, value, key))
         rows = [
-            await self._producer.send(
+            await self._send(
                 self._topics.item_vectors,
                 row.value,
                 self._memory.record_key(row.item_id),
@@ -64,13 +64,19 @@ class Sender:
         """Put rows behind older ones that came after them."""
         log.warning("%d rows of item-vectors were overtaken by older ones: sent again", len(rows))
         answers = [
-            await self._producer.send(
+            await self._send(
                 self._topics.item_vectors, row.value, row.key, row.partition,
                 headers=[(HEADER, row.header)],
             )
             for row in rows
         ]  # fmt: skip
         await asyncio.gather(*answers)
+
+    async def _send(self, *record: Any, **more: Any) -> asyncio.Future[Any]:
+        sent: asyncio.Future[Any] = await self._producer.send(*record, **more)
+        # The first that fails ends the embedder: nobody waits for the others' reasons.
+        sent.add_done_callback(lambda one: one.cancelled() or one.exception())
+        return sent
 
     async def run(self) -> None:
         """Wait for the broker's answers, until cancelled."""

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from infra.errors import InputError
 from stream.kafka.connection import admin_client
-from stream.kafka.settings import ShellConfig
+from stream.kafka.settings import ShellConfig, TopicsConfig
+from stream.kafka.topic_watch import Log
 from stream.kafka.topics import describe, source_ids
 
 
@@ -18,6 +19,13 @@ class EmbedSources:
     vectors_id: str
     items_partitions: int
     vectors_partitions: int
+
+    def logs(self, topics: TopicsConfig) -> dict[str, Log]:
+        """By topic, for watching whether they stay."""
+        return {
+            topics.items: Log(self.items_id, self.items_partitions),
+            topics.item_vectors: Log(self.vectors_id, self.vectors_partitions),
+        }
 
 
 def embed_sources(config: ShellConfig) -> EmbedSources:

@@ -14,6 +14,7 @@ from aiokafka import TopicPartition as KafkaPartition
 
 from infra.errors import FaultError
 from stream.item_pending import ItemPosition
+from stream.kafka.closing import stop_client
 from stream.kafka.record_batch import record_batch
 from stream.kafka.settings import KafkaConfig
 from stream.records import RecordBatch, TopicPartition
@@ -87,11 +88,15 @@ class ItemReader:
             while not self._stopping.is_set():
                 self._tell_ready(consumer, ends)
                 fetched = await consumer.getmany(timeout_ms=_POLL_MS, max_records=_RECORDS_MAX)
-                if fetched and not await self._hand_over(fetched):
+                room = not fetched or await self._hand_over(fetched)
+                for tp in self._tps:  # markers and removed tombstones end a topic, too
+                    at = await consumer.position(tp)
+                    self.next_offset[tp.partition] = max(self.next_offset[tp.partition], at)
+                if not room:
                     self.ready.set()
                     await self._wait_for_room()
         finally:
-            await consumer.stop()
+            await stop_client(consumer)
 
     async def _seek(self, consumer: AIOKafkaConsumer) -> dict[int, int]:
         """Seek to the starts; returns the ends of the partitions as of now."""

@@ -18,6 +18,7 @@ from aiokafka.errors import KafkaError
 
 from infra.errors import FaultError, InputError
 from stream.codec_write import encode_watermark
+from stream.kafka.closing import stop_client
 from stream.kafka.connection import admin_client
 from stream.kafka.event_time import event_time_ms
 from stream.kafka.settings import ShellConfig
@@ -84,7 +85,7 @@ async def produce(config: ShellConfig, log: RecordLog, options: ProduceOptions, 
     except KafkaError as error:
         raise FaultError(f"records could not be sent: {error}") from error
     finally:
-        await producer.stop()
+        await stop_client(producer)
 
 
 class _Sending:

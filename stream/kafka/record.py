@@ -18,6 +18,7 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka import TopicPartition as KafkaPartition
 
 from infra.errors import FaultError
+from stream.kafka.closing import stop_client
 from stream.kafka.event_time import event_time_ms, is_watermark
 from stream.kafka.settings import KafkaConfig
 from stream.record_log import RecordLogWriter
@@ -64,7 +65,7 @@ class Recorder:
 
     async def __aexit__(self, *exc: object) -> None:
         """Disconnected."""
-        await self._consumer.stop()
+        await stop_client(self._consumer)
 
     async def until_watermark(self, stream: Sequence[str]) -> None:
         """Return when every partition of the `stream` topics ends with a watermark record."""
@@ -78,8 +79,9 @@ class Recorder:
                 await asyncio.sleep(_WATCH_S)
 
     async def _last_value(self, tp: KafkaPartition, end: int) -> bytes | None:
-        # The embedded broker tells the first offset of the last batch, so read on from there.
-        self._consumer.seek(tp, end - 1)
+        # The embedded broker tells the first offset of the last batch, so read on from there; and
+        # the last offset may be a transaction's marker, behind which no record comes.
+        self._consumer.seek(tp, max(0, end - 2))
         value: bytes | None = None
         while True:
             records = (await self._consumer.getmany(tp, timeout_ms=1_000)).get(tp)

@@ -102,6 +102,7 @@ class Shell:
         self._config, self._host, self._partitions = config, host, partitions
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="pipeline")
         self._lock = asyncio.Lock()
+        self._standing_by = False
         self._opening: asyncio.Task[Owner] | None = None
         self._committing: asyncio.Task[None] | None = None
         self._takeover = Takeover(
@@ -135,8 +136,12 @@ class Shell:
             pass
 
     async def on_nothing_assigned(self) -> None:
-        """Stand by; a former owner ends, as its model is no longer the group's."""
-        if self.owner is not None:
+        """Stand by; a former owner ends, as its model is no longer the group's.
+
+        So does one that was taking over: what it has loaded is not the newest by the time that it
+        gets the partitions again.
+        """
+        if self.owner is not None or self._opening is not None:
             await self.fail(
                 FaultError(
                     "lost all partitions to another member of the group (was this process "
@@ -145,6 +150,7 @@ class Shell:
             )
             return
         log.warning("standing by: another member of group '%s' owns", self._config.kafka.group)
+        self._standing_by = True
         await self._status.write({"state": "standby"})
 
     async def start_offsets(self, partitions: frozenset[TP]) -> dict[TP, int]:
@@ -152,9 +158,11 @@ class Shell:
         try:
             if partitions != frozenset(TP(*tp) for tp in self._partitions):
                 raise InputError(
-                    f"assigned {len(partitions)} of {len(self._partitions)} partitions: a model "
-                    f"needs all; is another program in group '{self._config.kafka.group}'?"
+                    f"assigned {self._counted(partitions)}: a model needs exactly those it has "
+                    "started with. Did a topic's partitions change, was it deleted, or is another "
+                    f"program in group '{self._config.kafka.group}'?"
                 )
+            self._standing_by = False
             owner = self.owner or await self._open()
             offsets = await self._job(owner.next_offset.copy)
         except Exception as error:
@@ -162,6 +170,14 @@ class Shell:
             raise
         self.owner = owner
         return {TP(*tp): offset for tp, offset in offsets.items()}
+
+    def _counted(self, assigned: frozenset[TP]) -> str:
+        """How many partitions of each topic were assigned, of those there were at the start."""
+        return " and ".join(
+            f"{sum(tp.topic == topic for tp in assigned)} of "
+            f"{sum(tp.topic == topic for tp in self._partitions)} partitions of '{topic}'"
+            for topic in self._config.topics.stream
+        )
 
     async def _open(self) -> Owner:
         # A rebalance may cancel this wait half way; the next one waits for the same task.
@@ -215,6 +231,8 @@ class Shell:
                 "another kafka.group"
             )
         owner = self.owner
+        if self._standing_by:
+            await self._status.write({"state": "standby"})
         if owner is None or self._host.busy_elsewhere():
             return
         async with self._lock:
@@ -270,7 +288,9 @@ class Shell:
         if self._takeover.reader is not None:
             await asyncio.to_thread(self._takeover.reader.stop, _READER_STOP_S)
         owner = self.owner
+        self._standing_by = False
         if owner is None:
+            await self._status.write({"state": "stopped"})
             return
         async with self._lock:
             try:

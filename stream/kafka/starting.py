@@ -14,6 +14,7 @@ from aiokafka import TopicPartition as KafkaPartition
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 
 from infra.errors import InputError
+from stream.kafka.closing import stop_client
 from stream.kafka.settings import KafkaConfig
 from stream.positions import Position, record_hash
 from stream.records import TopicPartition
@@ -115,7 +116,7 @@ class _Log:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        await self._consumer.stop()
+        await stop_client(self._consumer)
 
     async def earliest(self, tps: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
         """First offset of each partition."""

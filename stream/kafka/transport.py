@@ -17,6 +17,8 @@ from faust.transport.drivers import TRANSPORTS
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, ConsumerMessage
 
+from stream.kafka.closing import stop_client
+
 SCHEME = "millrace"
 
 _FETCH_MAX_WAIT_MS = 100
@@ -101,6 +103,16 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         )
         records.epoch = self.seek_epoch
         return records
+
+    async def on_thread_stop(self) -> None:
+        """Leave the group and end the client.
+
+        Without a broker the stock thread would die on the way, and nobody would be told.
+        """
+        # Beyond the stock thread's own, which awaits the consumer's `stop` as it is.
+        await super(driver.AIOKafkaConsumerThread, self).on_thread_stop()
+        if self._consumer is not None:
+            await stop_client(self._consumer)
 
     async def _restart_at(self, starts: Mapping[TP, int]) -> None:
         consumer = self._ensure_consumer()

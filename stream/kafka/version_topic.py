@@ -6,6 +6,7 @@ Reads outside of any group. Encodes nothing, and takes away no version by itself
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any, Final
 
@@ -14,12 +15,14 @@ from aiokafka import TopicPartition as KafkaPartition
 from aiokafka.errors import KafkaError
 
 from infra.errors import FaultError
+from stream.kafka.closing import stop_client
 from stream.kafka.settings import ShellConfig
 from stream.version_rows import VersionRows, hash_of
 
 _POLL_MS: Final = 300
 _RECORDS_MAX: Final = 2_000
 _UNDER_WAY_MAX: Final = 5_000
+_STALL_S: Final = 60.0
 
 Told = Callable[[int, int], None]
 """Is told records read, and records in all."""
@@ -63,7 +66,7 @@ async def remove_version(config: ShellConfig, partitions: int, version: str, tol
     except KafkaError as error:
         raise FaultError(f"broker {config.kafka.broker}: {error}") from error
     finally:
-        await producer.stop()
+        await stop_client(producer)
     return removed
 
 
@@ -87,7 +90,7 @@ async def _records(
         consumer.assign(tps)
         firsts, ends = await consumer.beginning_offsets(tps), await consumer.end_offsets(tps)
         await consumer.seek_to_beginning(*tps)
-        at, fixed, more = dict(firsts), dict(ends), True
+        at, fixed, more, moved_s = dict(firsts), dict(ends), True, time.monotonic()
         while more or any(at[tp] < fixed[tp] for tp in tps):
             fetched = await consumer.getmany(timeout_ms=_POLL_MS, max_records=_RECORDS_MAX)
             for tp, records in sorted(fetched.items()):
@@ -99,9 +102,16 @@ async def _records(
             for tp in tps:
                 at[tp] = max(at[tp], await consumer.position(tp))
             more = any(records[0].offset < fixed[tp] for tp, records in fetched.items())
+            if fetched:
+                moved_s = time.monotonic()
+            elif time.monotonic() - moved_s > _STALL_S:
+                raise FaultError(
+                    f"no records came from '{config.topics.item_vectors}' in {_STALL_S:g} s: is "
+                    f"broker {config.kafka.broker} away?"
+                )
             total = sum(fixed[tp] - firsts[tp] for tp in tps)
             told(sum(min(at[tp], fixed[tp]) - firsts[tp] for tp in tps), total)
     except KafkaError as error:
         raise FaultError(f"broker {config.kafka.broker}: {error}") from error
     finally:
-        await consumer.stop()
+        await stop_client(consumer)

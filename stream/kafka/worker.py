@@ -9,19 +9,21 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from typing import Any, cast
 
 import faust
 from faust.types import TP
 
-from infra.errors import FaultError
+from infra.errors import FaultError, InputError
 from stream.kafka.assignor import OneOwnerAssignor, assignor_for
 from stream.kafka.connection import admin_client
 from stream.kafka.contract import MakeEngine
 from stream.kafka.dead_letters import Producer
 from stream.kafka.settings import ShellConfig
 from stream.kafka.shell import Lags, Shell, ignore_lags
-from stream.kafka.topics import require_stream_topics
+from stream.kafka.topic_watch import EVERY_S, Log, TopicWatch, ask_logs
+from stream.kafka.topics import require_stream_topics, source_ids
 from stream.kafka.transport import SCHEME, Consumer, register
 from stream.records import TopicPartition
 
@@ -36,6 +38,7 @@ class WorkerApp(faust.App):
     assignor_class: type[OneOwnerAssignor]
     stop_timeout_s: float
     tick_s: float
+    topic_watch: TopicWatch
 
     async def start_offsets(self, partitions: frozenset[TP]) -> Mapping[TP, int]:
         """Where the transport seeks to at the end of a rebalance."""
@@ -69,6 +72,13 @@ class WorkerApp(faust.App):
             except Exception as error:  # noqa: BLE001 - any failure ends the worker, with its reason
                 await self.shell.fail(error)
                 return
+
+    @faust.Service.task
+    async def _watch(self) -> None:
+        try:
+            await self.topic_watch.run()
+        except InputError as error:
+            await self.shell.fail(error)
 
     # Host of the shell
 
@@ -125,14 +135,18 @@ def run_worker(
     idle_ms: int,
     new_log: bool = False,
     note_lags: Callable[[Lags], None] = ignore_lags,
+    watch_every_s: float = EVERY_S,
 ) -> None:
     """Run until SIGTERM or SIGINT; returns after a graceful stop. `note_lags` is told at each tick.
+
+    Topics are looked at every `watch_every_s`: a run ends where one of them is made anew.
 
     Raises BrokerUnreachableError, InputError (topics, positions, assignment) or whatever ended the
     pipeline. Must be called in the main thread.
     """
     with admin_client(config.kafka) as admin:
         topics = require_stream_topics(admin, config.topics)
+        ids = source_ids(admin, topics)
     partitions = [
         TopicPartition(name, p)
         for name in config.topics.stream
@@ -143,6 +157,11 @@ def run_worker(
     scratch = tempfile.mkdtemp(prefix="millrace-faust-")
     try:
         app = _new_app(config, scratch)
+        app.topic_watch = TopicWatch(
+            {name: Log(ids[name], fact.partitions) for name, fact in topics.items()},
+            partial(ask_logs, config.kafka),
+            every_s=watch_every_s,
+        )
         app.shell = Shell(
             config,
             make_engine,

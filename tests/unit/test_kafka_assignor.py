@@ -44,6 +44,19 @@ def test_present_owner_stays_whoever_joins():
     assert owner_of({"older": member(1), "owner": member(900, epoch=3)}) == "owner"
 
 
+def test_one_that_is_taking_over_keeps_the_partitions_from_an_older_one_that_joins():
+    taking_over, older = assignor_for(900), assignor_for(1)
+    given = OneOwnerAssignor.assign(Cluster(), {"b": taking_over.metadata(list(TOPICS))})["b"]
+    taking_over.on_assignment(given)
+    members = {"a": older.metadata(list(TOPICS)), "b": taking_over.metadata(list(TOPICS))}
+    assert owner_of(members) == "b"
+    assigned = OneOwnerAssignor.assign(Cluster(), members)
+    older.on_assignment(assigned["a"])
+    assert (older.holds, taking_over.holds, OneOwnerAssignor.holds) == (False, True, False)
+    # An epoch is more than that: it was taken over from.
+    assert owner_of({**members, "c": member(5, epoch=1)}) == "c"
+
+
 def test_of_two_claims_the_higher_epoch_wins():
     assert owner_of({"zombie": member(1, epoch=3), "owner": member(9, epoch=4)}) == "owner"
 

@@ -377,6 +377,53 @@ def test_a_stop_ends_with_what_was_encoded_and_commits_no_more(tmp_path):
     assert len(worker._producer.sent) == done
 
 
+def test_a_stop_does_not_wait_for_a_broker_that_is_away(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("stream.kafka.embed._SETTLE_S", 0.01)
+
+    async def run():
+        consumer = Consumer([item_value(1)])
+        encoder = Encoder()
+        encoder.go.set()
+        worker = worker_on(consumer, tmp_path, encoder, until_end=False)
+        sending = asyncio.Event()
+
+        async def send(*_, **__):
+            sending.set()
+            return asyncio.get_running_loop().create_future()
+
+        worker._producer.send = send
+        following = asyncio.create_task(worker._follow())
+        await sending.wait()
+        worker.stop()
+        async with asyncio.timeout(20):
+            await following
+        return consumer.committed
+
+    assert asyncio.run(run()) == []
+    assert "stopped with 1 item events under way that the broker did not take" in caplog.text
+
+
+def test_a_stop_while_the_topic_is_read_ends_at_once(tmp_path):
+    async def run():
+        consumer = Consumer([item_value(1)])
+        worker = worker_on(consumer, tmp_path, Encoder(), until_end=False)
+        asked = asyncio.Event()
+
+        async def caught_up():
+            asked.set()
+            await asyncio.Event().wait()
+
+        worker._reader.caught_up = caught_up
+        following = asyncio.create_task(worker._follow())
+        await asked.wait()
+        worker.stop()
+        async with asyncio.timeout(20):
+            await following
+        return worker.counts.items
+
+    assert asyncio.run(run()) == 0
+
+
 def test_a_revoked_partition_is_given_up_with_all_that_was_encoded_committed(tmp_path):
     async def run():
         encoder = Encoder()
