@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import threading
@@ -9,17 +10,22 @@ import time
 
 import pytest
 from kafka import KafkaConsumer, TopicPartition
+from kafka.admin import KafkaAdminClient
 
 from embeddings.store_reader import StoreReader
 from embeddings.vector_codec import decode_item_vector
+from infra.errors import InputError
 from stream.codec_items import ItemEvent
 from stream.composition import embedder_of, load_config
 from stream.events import Item
 from stream.item_intake import content_of
+from stream.kafka.embed import EmbedOptions, run_embedder
+from stream.kafka.embed_sources import embed_sources
+from stream.kafka.settings import load_shell
 from tests.support.item_topic import by_item, rows_of, send_items
 from tests.support.kafka_process import Child
 from tests.support.kafka_stream import T0_MS, Scene
-from tests.support.kafka_topics import send
+from tests.support.kafka_topics import make_topics, send, send_in_transaction
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(300)]
 PARTITIONS = 2
@@ -88,11 +94,11 @@ def until_rows(scene, child, least):
     """Wait until so many rows are on the topic."""
     consumer = KafkaConsumer(bootstrap_servers=scene.broker)
     tps = [TopicPartition(scene.topics["item_vectors"], p) for p in range(PARTITIONS)]
-    deadline, pause = time.monotonic() + 60, threading.Event()
+    deadline, pause = time.monotonic() + 90, threading.Event()
     try:
-        while sum(consumer.end_offsets(tps).values()) < least:
-            assert child.process.poll() is None, child.tail()
-            assert time.monotonic() < deadline, child.tail()
+        while (there := sum(consumer.end_offsets(tps).values())) < least:
+            assert child.process.poll() is None, f"it ended at {there} rows: {child.tail()}"
+            assert time.monotonic() < deadline, f"{there} of {least} rows in 90 s: {child.tail()}"
             pause.wait(0.02)
     finally:
         consumer.close()
@@ -108,13 +114,15 @@ def test_killed_and_resumed_each_event_leads_to_its_row_once_and_to_the_worker(b
     scene = scene_on(broker, tmp_path)
     events = history(70)
     wanted, _ = expected(scene, events)
-    send_items(broker, scene.topics["items"], PARTITIONS, events)
-    for least in (40, 80):
+    # In parts: however late a kill comes, something is left to be done after it.
+    for least, part in ((40, events[:80]), (80, events[80:130])):
+        send_items(broker, scene.topics["items"], PARTITIONS, part)
         with embedder_process(scene, "--state", str(tmp_path / "state")) as child:
             until_rows(scene, child, least)
             child.stop(signal.SIGKILL)
+    send_items(broker, scene.topics["items"], PARTITIONS, events[130:])
     before = sum(map(len, written(scene).values()))
-    assert before < sum(map(len, wanted.values())), "it was killed too late to show anything"
+    assert 80 <= before < sum(map(len, wanted.values()))
     counts = embed(scene, "--until-end")  # without --state: from the topic
     same_rows(written(scene), wanted)
     assert counts["vectors"] == sum(map(len, wanted.values())) - before
@@ -203,8 +211,9 @@ def test_a_row_that_a_stalled_embedder_sends_too_late_does_not_stay_the_last(bro
     embed(scene, "--until-end")
     consumer = KafkaConsumer(bootstrap_servers=broker, auto_offset_reset="earliest")
     consumer.assign([TopicPartition(topic, 0)])
-    records = []
+    records, deadline = [], time.monotonic() + 60
     while len(records) < 2:
+        assert time.monotonic() < deadline, f"{len(records)} of 2 rows came in 60 s"
         records += [r for batch in consumer.poll(1_000).values() for r in batch]
     consumer.close()
     send(broker, topic, [(0, records[0].key, records[0].value, records[0].headers)])
@@ -227,3 +236,50 @@ def test_what_cannot_be_used_of_an_item_is_told(broker, tmp_path):
     )
     assert "2 items, 2 vectors written" in text
     assert "1 refused as supplied_vector" in text
+
+
+def test_markers_behind_the_last_row_do_not_keep_an_embedder_waiting(broker, tmp_path):
+    scene = scene_on(broker, tmp_path)
+    send_items(broker, scene.topics["items"], PARTITIONS, [event(0), event(1)])
+    embed(scene, "--until-end")
+    send_in_transaction(broker, scene.topics["item_vectors"], [(0, b"of another", b"v", ())])
+    send_items(broker, scene.topics["items"], PARTITIONS, [event(0, 1)])
+    assert embed(scene, "--until-end")["encoded"] == 1
+
+
+@pytest.mark.slow
+def test_a_stop_without_a_broker_ends_soon_and_what_was_under_way_is_made_again(
+    own_kafka, tmp_path
+):
+    broker = own_kafka.address
+    scene = scene_on(broker, tmp_path)
+    send_items(broker, scene.topics["items"], PARTITIONS, [event(n) for n in range(200)])
+    with embedder_process(scene) as child:
+        until_rows(scene, child, 4)
+        own_kafka.kill()
+        child.line("marking coordinator dead")
+        assert child.stop() == 0, child.tail()
+        assert "Traceback" not in child.text
+    own_kafka.start()
+    embed(scene, "--until-end")
+    rows = written(scene)
+    assert sorted(rows) == list(range(200))
+
+
+def test_an_items_topic_made_anew_ends_the_embedder(broker, tmp_path):
+    """The new one's offsets would look like those of events that are done."""
+    scene = scene_on(broker, tmp_path)
+    topic = scene.topics["items"]
+    send_items(broker, topic, PARTITIONS, [event(0), event(1)])
+    config = load_shell([scene.config], (), broker=None)
+    whole = load_config(str(scene.config), ())
+    sources = embed_sources(config)
+    admin = KafkaAdminClient(bootstrap_servers=broker)
+    admin.delete_topics([topic])
+    admin.close()
+    make_topics(broker, {topic: PARTITIONS})
+    options = EmbedOptions(watch_every_s=0.2)
+    with pytest.raises(InputError, match=f"topic '{topic}' was deleted and made anew"):
+        asyncio.run(run_embedder(config, embedder_of(whole), sources, options))
+    send_items(broker, topic, PARTITIONS, [event(1, 1)])
+    assert embed(scene, "--until-end")["encoded"] == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import signal
 import threading
@@ -27,6 +28,7 @@ pytestmark = pytest.mark.timeout(400)
 IMPRESSIONS = 900
 ITEMS = 60
 LONG = " ".join(f"word{n % 97}" for n in range(900))  # some 10 ms of encoding
+LATE = 40  # items from here on take ten times as long: time for a kill before them
 
 
 def halves(scene):
@@ -48,7 +50,7 @@ def halves(scene):
 def item(n):
     return {
         "item_id": n, "ts_ms": T0_MS - 10_000, "attributes": {"colour": n % 5},
-        "title": f"item {n}", "text": LONG,
+        "title": f"item {n}", "text": LONG if n < LATE else LONG * 10,
     }  # fmt: skip
 
 
@@ -60,9 +62,15 @@ class Topic:
         self.tps = [TopicPartition(self.name, p) for p in range(2)]
 
     def end(self):
+        with self.asked() as end:
+            return end()
+
+    @contextlib.contextmanager
+    def asked(self):
+        """A function that tells the records there are, again and again."""
         consumer = KafkaConsumer(bootstrap_servers=self.broker)
         try:
-            return sum(consumer.end_offsets(self.tps).values())
+            yield lambda: sum(consumer.end_offsets(self.tps).values())
         finally:
             consumer.close()
 
@@ -74,7 +82,7 @@ class Topic:
             ends = consumer.end_offsets(self.tps)
             deadline = time.monotonic() + 30
             while any(consumer.position(tp) < ends[tp] for tp in self.tps):
-                assert time.monotonic() < deadline
+                assert time.monotonic() < deadline, "the topic was not read within 30 s"
                 for records in consumer.poll(200).values():
                     rows.take((record.key, record.value) for record in records)
         finally:
@@ -99,11 +107,11 @@ def backfill_killed_and_resumed(scene, topic, new, state):
     """Vectors of the new version for all items, each made once."""
     before, version = (embedder_of(load_config(str(f), ())).version for f in (scene.config, new))
     args = ["--config", str(scene.config), "--state", str(state), "--to", str(new)]
-    with Child(["-m", "stream.cli", "items", "migrate", *args]) as child:
-        deadline, pause = time.monotonic() + 60, threading.Event()
-        while topic.end() < ITEMS + 12:
-            assert child.process.poll() is None, child.tail()
-            assert time.monotonic() < deadline, child.tail()
+    with topic.asked() as end, Child(["-m", "stream.cli", "items", "migrate", *args]) as child:
+        deadline, pause = time.monotonic() + 90, threading.Event()
+        while (there := end()) < ITEMS + 12:
+            assert child.process.poll() is None, f"it ended at {there} rows: {child.tail()}"
+            assert time.monotonic() < deadline, f"{there} rows in 90 s: {child.tail()}"
             pause.wait(0.02)
         child.stop(signal.SIGKILL)
     covered, _ = topic.rows().coverage(before, version)

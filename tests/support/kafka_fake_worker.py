@@ -2,7 +2,8 @@
 
 Options come as JSON in MILLRACE_TEST_WORKER: names of topics (`topics`), `every` (records between
 snapshots), `slow_s` (time a batch takes), `fail_at` (records before an exception), `bad` (values
-that become dead letters), `idle_ms`, `new_log`, `batch`, `item_room`, `session_s`.
+that become dead letters), `idle_ms`, `new_log`, `batch`, `item_room`, `session_s`,
+`watch_s` (between two looks at the topics).
 Snapshots are JSON files DIR/<epoch>.json; every call prints a JSON line.
 """
 
@@ -197,6 +198,7 @@ def main() -> int:
             make_engine,
             idle_ms=options.get("idle_ms", 600_000),
             new_log=options.get("new_log", False),
+            watch_every_s=options.get("watch_s", 30.0),
         )
     except InputError as error:
         print(f"millrace: {error}")
