@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import random
 import signal
 import socket
 import struct
@@ -17,6 +18,7 @@ from infra.errors import FaultError
 
 HOST = "127.0.0.1"
 _TAIL_BYTES = 1500
+_PORTS = range(20_000, 32_000)
 
 
 class BrokerFailed(FaultError):
@@ -104,11 +106,16 @@ class BrokerProcess:
 
 
 def free_port() -> int:
-    """A port on loopback that nothing listens on now."""
-    with socket.socket() as listener:
-        listener.bind((HOST, 0))
-        port: int = listener.getsockname()[1]
-        return port
+    """A port on loopback that nothing listens on now, below those that connections are given.
+
+    A client that tries again and again to reach a broker that is down would else be given, sooner
+    or later, the broker's own port as its end: connected to itself, it keeps the broker out.
+    """
+    for port in random.sample(_PORTS, len(_PORTS)):
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind((HOST, port))
+            return port
+    raise BrokerFailed(f"no free port on {HOST} from {_PORTS[0]} to {_PORTS[-1]}")
 
 
 def answers(host: str, port: int, timeout_s: float = 2) -> bool:
