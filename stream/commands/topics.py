@@ -19,8 +19,10 @@ def command(
     Ends with code 2 where something keeps a worker from running.
     """
     from stream.kafka.connection import admin_client
+    from stream.kafka.logs import set_up_logs
     from stream.kafka.topics import check, create_missing
 
+    set_up_logs()
     config = shell_config(config_file, overrides, broker)
     with admin_client(config.kafka) as admin:
         for name in () if only_check else create_missing(admin, config.topics):

@@ -50,9 +50,10 @@ def limit_repeats(prefix: str = "aiokafka", *, every_s: float = 30.0) -> None:
 def set_up_logs(level: int = logging.WARNING) -> None:
     """Log lines to standard error, repeats kept rare.
 
-    Faust's own lines are left out: a crash is told once, by the error that ends the process.
+    Faust's own lines are left out: a crash is told once, by the error that ends the process. So are
+    those of the administration client: whoever asks by it gets an answer or an error.
     """
     logging.basicConfig(level=level, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    for name in ("faust", "mode", "stream.kafka.worker", "stream.kafka.transport"):
+    for name in ("faust", "mode", "kafka", "stream.kafka.worker", "stream.kafka.transport"):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     limit_repeats()
