@@ -5,7 +5,7 @@ Run: python -m tests.benchmarks.movielens_scl [--seeds 0 1 2] [--sets NAME …] 
 Vectors: text and picture, fused, and cut to 128 principal axes (`fused`); the same, not cut, by a
 projection to 64 that was trained on pairs of liked films of the first fifth of the log, without
 the 500 films that the case `withheld` withholds (`aligned`); and by one that reads 128 principal
-axes alone (`aligned, 128 axes`). Ratings after that fifth are scored, by the arms and cases of
+axes alone and ends after 8 epochs instead of 20 (`aligned, 128 axes`). Ratings after that fifth are scored, by the arms and cases of
 `movielens_content`. Permuted: the same vectors, each at another film.
 """
 
@@ -44,7 +44,7 @@ DIM, ALIGNED_DIM = 128, 64
 SETS: Mapping[str, ContrastConfig | None] = {
     "fused": None,
     "aligned": ContrastConfig(objective="batch", dim=ALIGNED_DIM, epochs=20),
-    "aligned, 128 axes": ContrastConfig(objective="batch", dim=ALIGNED_DIM, epochs=20, axes=128),
+    "aligned, 128 axes": ContrastConfig(objective="batch", dim=ALIGNED_DIM, epochs=8, axes=128),
 }
 
 
