@@ -5,8 +5,9 @@ Run: python -m tests.benchmarks.movielens_scl [--seeds 0 1 2] [--sets NAME …] 
 Vectors: text and picture, fused, and cut to 128 principal axes (`fused`); the same, not cut, by a
 projection to 64 that was trained on pairs of liked films of the first fifth of the log, without
 the 500 films that the case `withheld` withholds (`aligned`); and by one that reads 128 principal
-axes alone and ends after 8 epochs instead of 20 (`aligned, 128 axes`). Ratings after that fifth are scored, by the arms and cases of
-`movielens_content`. Permuted: the same vectors, each at another film.
+axes alone and ends after 8 epochs instead of 20 (`aligned, 128 axes`). Ratings after that fifth are
+scored, by the arms and cases of `movielens_content`. Permuted: the same vectors, each at another
+film.
 """
 
 from __future__ import annotations
