@@ -32,21 +32,8 @@ def import_globo(
     InputError when they are absent, unreadable or lack a column, or no click lies in the span.
     """
     table, ts_ms_n = _clicks(source, config)
-    built = write_log(
-        out,
-        {"clicks": _events(table, ts_ms_n)},
-        partitions=config.partitions,
-        envelope=config.envelope,
-        on_records=on_records,
-    )
-    return ImportCounts(
-        impressions=0,
-        clicks=0,
-        organic=len(table),
-        items=0,
-        records=built.records,
-        source_id=built.source_id,
-    )
+    streams = {"clicks": _events(table, ts_ms_n)}
+    return write_log(out, streams, config, on_records, organic=len(table))
 
 
 def _clicks(source: Path, config: ImportConfig) -> tuple[pa.Table, I64]:

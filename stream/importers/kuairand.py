@@ -15,6 +15,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -82,27 +83,12 @@ def import_kuairand(
     unreadable or lacks a column, or no impression lies in the span.
     """
     tables = _read_tables(source, config)
-    items = list(_items(tables))
-    clicks = list(_clicks(tables.log))
-    built = write_log(
-        out,
-        {
-            "items": items,
-            "impressions": _impressions(tables),
-            "clicks": [*_organic(tables), *clicks],
-        },
-        partitions=config.partitions,
-        envelope=config.envelope,
-        on_records=on_records,
-    )
-    return ImportCounts(
-        impressions=len(tables.log),
-        clicks=len(clicks),
-        organic=tables.organic,
-        items=len(items),
-        records=built.records,
-        source_id=built.source_id,
-    )
+    streams = {
+        "items": _items(tables),
+        "impressions": _impressions(tables),
+        "clicks": chain(_organic(tables), _clicks(tables.log)),
+    }
+    return write_log(out, streams, config, on_records, organic=tables.organic)
 
 
 def request_ids(log: pa.Table) -> I64:

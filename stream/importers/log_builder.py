@@ -5,7 +5,7 @@ Knows no data set. Partitions are those that Kafka's default partitioner gives t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 from kafka.partitioner import murmur2
 
 from stream.codec_write import encode_envelope, encode_event
+from stream.importers.import_config import ImportConfig, ImportCounts, Progress
 from stream.record_log import RecordLogWriter
 
 TOPIC_RANK: Final = {"items": 0, "item-vectors": 1, "impressions": 2, "clicks": 3}
@@ -49,29 +50,43 @@ class BuiltLog:
 def write_log(
     path: Path,
     streams: Mapping[str, Iterable[Outgoing]],
+    config: ImportConfig,
+    on_records: Progress,
     *,
-    partitions: int,
-    envelope: int,
-    on_records: Callable[[int], None],
-) -> BuiltLog:
-    """Write an ordered log with `partitions` of each topic of `streams`.
+    organic: int = 0,
+) -> ImportCounts:
+    """Write an ordered log with as many partitions of each topic of `streams` as configured.
 
     Events of a partition are sorted by time, ties keep their order; `envelope` > 1 packs so many
     neighbours into a row envelope without key, stamped with its latest time. Record timestamps
-    are the events' times, as sending times are unknown. `on_records` hears of progress.
+    are the events' times, as sending times are unknown. `on_records` hears of progress; `organic`
+    clicks are told as they are given.
     """
-    records = {
-        topic: [list(_packed(group, envelope)) for group in _partitioned(events, partitions)]
-        for topic, events in streams.items()
-    }
-    return write_records(path, records, on_records=on_records)
+    records: dict[str, list[list[Record]]] = {}
+    events = dict.fromkeys(TOPIC_RANK, 0)
+    for topic, outgoing in streams.items():
+        groups = _partitioned(outgoing, config.partitions)
+        events[topic] = sum(_events_in(one) for group in groups for one in group)
+        records[topic] = [list(_packed(group, config.envelope)) for group in groups]
+    built = write_records(path, records, on_records=on_records)
+    return ImportCounts(
+        impressions=events["impressions"], clicks=events["clicks"], organic=organic,
+        items=events["items"], records=built.records, source_id=built.source_id,
+    )  # fmt: skip
+
+
+def _events_in(one: Outgoing) -> int:
+    """Items described or shown, clicks on what was shown."""
+    if one.type_ == "impression":
+        return len(one.body["items"])
+    return int(one.type_ == "item" or "request_id" in one.body)
 
 
 def write_records(
     path: Path,
     records: Mapping[str, Sequence[Sequence[Record]]],
     *,
-    on_records: Callable[[int], None],
+    on_records: Progress,
 ) -> BuiltLog:
     """Write an ordered log of finished records by topic and partition, each in its own order."""
     placed: list[tuple[int, int, int, int, str, Record]] = []

@@ -12,6 +12,7 @@ import datetime as dt
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -62,30 +63,13 @@ def import_mind(
     histories = [requests.histories[row] for row in first_rows.values()]
     first_ms = int(requests.ts_ms_n.min())
     organic = sum(map(len, histories))
-    clicks = list(_clicks(requests))
-    items = list(_items(source, first_ms - organic - 1))
-    built = write_log(
-        out,
-        {
-            "items": items,
-            "impressions": _impressions(requests),
-            "clicks": [
-                *organic_histories(list(first_rows), histories, kind="click", end_ms=first_ms),
-                *clicks,
-            ],
-        },
-        partitions=config.partitions,
-        envelope=config.envelope,
-        on_records=on_records,
-    )
-    return ImportCounts(
-        impressions=sum(map(len, requests.candidates)),
-        clicks=len(clicks),
-        organic=organic,
-        items=len(items),
-        records=built.records,
-        source_id=built.source_id,
-    )
+    before = organic_histories(list(first_rows), histories, kind="click", end_ms=first_ms)
+    streams = {
+        "items": _items(source, first_ms - organic - 1),
+        "impressions": _impressions(requests),
+        "clicks": chain(before, _clicks(requests)),
+    }
+    return write_log(out, streams, config, on_records, organic=organic)
 
 
 def _requests(source: Path, config: ImportConfig) -> _Requests:

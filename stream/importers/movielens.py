@@ -65,23 +65,12 @@ def import_movielens(
         ts_ms_n = ts_ms_n + SHIFT_MS
     ratings, ts_ms_n = in_span(ratings, ts_ms_n, config, path)
     shown = _Shown.of(ratings, ts_ms_n)
-    clicks = list(_clicks(shown))
-    items = list(_items(source, config, int(ts_ms_n.min()) - 1))
-    built = write_log(
-        out,
-        {"items": items, "impressions": _impressions(shown, _people(source)), "clicks": clicks},
-        partitions=config.partitions,
-        envelope=config.envelope,
-        on_records=on_records,
-    )
-    return ImportCounts(
-        impressions=len(ratings),
-        clicks=len(clicks),
-        organic=0,
-        items=len(items),
-        records=built.records,
-        source_id=built.source_id,
-    )
+    streams = {
+        "items": _items(source, config, int(ts_ms_n.min()) - 1),
+        "impressions": _impressions(shown, _people(source)),
+        "clicks": _clicks(shown),
+    }
+    return write_log(out, streams, config, on_records)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

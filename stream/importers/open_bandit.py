@@ -61,23 +61,12 @@ def import_open_bandit(
     log, items = _tables(source, config)
     log, ts_ms_n = in_span(log, milliseconds(log["timestamp"]), config, source)
     shown = _Shown.of(log, ts_ms_n)
-    clicks = list(_clicks(shown))
-    described = list(_items(items, int(ts_ms_n.min()) - 1))
-    built = write_log(
-        out,
-        {"items": described, "impressions": _impressions(log, shown), "clicks": clicks},
-        partitions=config.partitions,
-        envelope=config.envelope,
-        on_records=on_records,
-    )
-    return ImportCounts(
-        impressions=len(log),
-        clicks=len(clicks),
-        organic=0,
-        items=len(described),
-        records=built.records,
-        source_id=built.source_id,
-    )
+    streams = {
+        "items": _items(items, int(ts_ms_n.min()) - 1),
+        "impressions": _impressions(log, shown),
+        "clicks": _clicks(shown),
+    }
+    return write_log(out, streams, config, on_records)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -55,18 +55,8 @@ def import_table(
     streams = {"items": items, "impressions": impressions, "clicks": clicks}
     if mapping.impressions is None:
         del streams["impressions"]
-    built = write_log(
-        out, streams, partitions=config.partitions, envelope=config.envelope, on_records=on_records
-    )
     organic = sum("request_id" not in event.body for event in clicks)
-    counts = ImportCounts(
-        impressions=sum(len(event.body["items"]) for event in impressions),
-        clicks=len(clicks) - organic,
-        organic=organic,
-        items=len(items),
-        records=built.records,
-        source_id=built.source_id,
-    )
+    counts = write_log(out, streams, config, on_records, organic=organic)
     return TableImport(counts=counts, rejected=rejects.counts, examples=tuple(rejects.examples))
 
 
