@@ -142,10 +142,14 @@ class _Sending:
 
     async def _send(self, tp: TopicPartition, builder: Any) -> None:
         builder.close()
-        self._under_way.append(
-            await self._producer.send_batch(builder, tp.topic, partition=tp.partition)
-        )
-        while len(self._under_way) >= _UNDER_WAY_MAX:
+        sent = await self._producer.send_batch(builder, tp.topic, partition=tp.partition)
+        # The first that fails is raised: nobody waits for the others' reasons.
+        sent.add_done_callback(lambda one: one.cancelled() or one.exception())
+        self._under_way.append(sent)
+        # Those that are done are looked at soon: a slow pace would else go on without a broker.
+        while self._under_way and (
+            self._under_way[0].done() or len(self._under_way) >= _UNDER_WAY_MAX
+        ):
             await self._under_way.popleft()
 
     async def _close_all(self) -> None:

@@ -17,6 +17,7 @@ from stream.kafka.settings import TopicsConfig
 from stream.positions import LIVE_SOURCE
 
 _HOUR_MS = 3_600_000
+_READY_MS = 60_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,9 +99,10 @@ def create_missing(admin: KafkaAdminClient, config: TopicsConfig) -> list[str]:
                         replication_factor=plan.replication,
                         topic_configs=dict(plan.configs),
                     )
-                ],
-                wait_for_metadata=True,
+                ]
             )
+            # Ten seconds, which is what `create_topics` itself waits, are few on a busy machine.
+            admin.wait_for_topics([plan.name], timeout_ms=_READY_MS)
         except TopicAlreadyExistsError:
             continue
         except KafkaError as error:

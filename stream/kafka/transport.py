@@ -83,6 +83,12 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
 
     seek_epoch = 0
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """As the stock thread."""
+        super().__init__(*args, **kwargs)
+        self.taken_to: dict[TP, int] = {}
+        """Behind the last record taken of each partition, or where it was sought to."""
+
     def _create_worker_consumer(self, transport: Any) -> AIOKafkaConsumer:
         consumer = super()._create_worker_consumer(transport)
         consumer._fetch_max_wait_ms = _FETCH_MAX_WAIT_MS
@@ -102,6 +108,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
             await super()._fetch_records(consumer, wanted, timeout=timeout, max_records=max_records)
         )
         records.epoch = self.seek_epoch
+        self.taken_to |= {ensure_TP(tp): batch[-1].offset + 1 for tp, batch in records.items()}
         return records
 
     async def on_thread_stop(self) -> None:
@@ -119,6 +126,13 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         for tp, offset in starts.items():
             consumer.seek(driver.ensure_aiokafka_TP(tp), offset)
         self.seek_epoch += 1
+        self.taken_to = dict(starts)
+
+    def fetched_to(self, tp: TP) -> int | None:
+        """Where the next fetch of the partition begins; None when not known."""
+        subscription = self._ensure_consumer()._subscription.subscription
+        state = subscription.assignment.state_value(driver.ensure_aiokafka_TP(tp))
+        return cast("int", state.position) if state.has_valid_position else None
 
     async def _give_back(self, records: FetchedRecords) -> None:
         """Make records that were taken but not delivered come again."""
@@ -163,6 +177,18 @@ class Consumer(driver.Consumer):
         """
         super().on_buffer_drop(tp)
         self._thread.wake()
+
+    def records_end(self, tp: TP) -> int | None:
+        """Behind the partition's last record, as of the last fetch; None when not known.
+
+        The broker's end may be further on: a transaction's marker has an offset too, and is no
+        record. Once all has been taken, the end is that of the last record taken.
+        """
+        end = cast("int | None", self.highwater(tp))
+        position = None if end is None else self._thread.fetched_to(tp)
+        if position is None or end is None or position < end:
+            return end
+        return min(end, self._thread.taken_to.get(tp, end))
 
     def group_error(self) -> BaseException | None:
         """What keeps this member out of its group for good; None while all is well.

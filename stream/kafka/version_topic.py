@@ -59,6 +59,8 @@ async def remove_version(config: ShellConfig, partitions: int, version: str, tol
                     sent = await producer.send(
                         tp.topic, key=record.key, value=None, partition=tp.partition
                     )
+                    # The first that fails is raised: nobody waits for the others' reasons.
+                    sent.add_done_callback(lambda one: one.cancelled() or one.exception())
                     waiting.append(sent)
                 if len(waiting) >= _UNDER_WAY_MAX:
                     await _arrived(waiting)

@@ -97,10 +97,9 @@ class WorkerApp(faust.App):
     def end_offset(self, tp: TopicPartition) -> int | None:
         """End of the partition as of the last fetch; None when not known."""
         try:
-            end = self._batch_consumer.highwater(TP(*tp))
+            return self._batch_consumer.records_end(TP(*tp))
         except Exception:  # noqa: BLE001 - not assigned just now: nothing is known
             return None
-        return cast("int | None", end)
 
     def wanted_changed(self) -> None:
         """Let a waiting fetch look again."""

@@ -328,13 +328,14 @@ def test_a_topic_made_anew_under_a_running_worker_ends_it_and_a_standby(broker, 
         assert "of another log" in child.text
 
 
-def test_markers_behind_the_last_item_vector_do_not_keep_a_worker_from_starting(
-    broker, names, tmp_path
-):
-    send_in_transaction(broker, names["item_vectors"], [(0, b"k", b"v", ())])
-    fill(broker, names, 10)
-    with worker(broker, names, tmp_path) as child:
-        child.until(lambda c: total(c) == 40)
+def test_markers_of_transactions_are_no_records_to_be_waited_for(broker, names, tmp_path):
+    for role in ("impressions", "clicks", "item_vectors"):
+        send_in_transaction(broker, names[role], [(p, b"k", b"v", ()) for p in (0, 1)])
+    with worker(broker, names, tmp_path, idle_ms=500) as child:
+        child.until(lambda c: total(c) == 4)
+        status = until_status(tmp_path, lambda status: status.get("lag") == 0)
+        assert set(status["positions"].values()) == {1}
+        child.until(lambda c: [e for e in c.events if e["event"] == "idle" and e["silent"] == 4])
         assert child.stop() == 0, child.tail()
 
 

@@ -22,9 +22,9 @@ def make_topics(broker: str, topics: dict[str, int], **configs: str) -> None:
             [
                 NewTopic(name=name, num_partitions=n, replication_factor=1, topic_configs=configs)
                 for name, n in topics.items()
-            ],
-            wait_for_metadata=True,
+            ]
         )
+        admin.wait_for_topics(list(topics), timeout_ms=60_000)
     finally:
         admin.close()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from types import SimpleNamespace
 
+import pytest
 from faust.transport.drivers import TRANSPORTS, by_name
 from faust.types import TP
 
@@ -100,6 +101,22 @@ def test_undelivered_records_of_assigned_partitions_come_again():
 
 def test_records_from_before_the_last_seek_move_nothing():
     assert give_back(epoch=2) == {}
+
+
+@pytest.mark.parametrize(
+    ("position", "taken_to", "end"),
+    ((9, {A: 8}, 8), (9, {A: 9}, 9), (7, {A: 7}, 9), (None, {A: 7}, 9), (9, {}, 9)),
+)
+def test_a_marker_behind_the_last_record_taken_is_no_record(position, taken_to, end):
+    """The broker tells 9 as the end."""
+    state = SimpleNamespace(position=position, has_valid_position=position is not None)
+    assignment = SimpleNamespace(state_value=lambda _: state)
+    subscription = SimpleNamespace(subscription=SimpleNamespace(assignment=assignment))
+    thread = thread_with(set(), _subscription=subscription)
+    thread.taken_to = taken_to
+    consumer = object.__new__(Consumer)
+    consumer._thread, consumer.highwater = thread, lambda _: 9
+    assert consumer.records_end(A) == end
 
 
 def test_error_that_keeps_a_member_out_is_found():
