@@ -66,7 +66,7 @@ class JoinState:
             fresh=np.zeros((0, 2), np.int64), out=np.zeros(0, np.int64),
             pending=np.zeros((0, 4), np.int64), scalars=np.zeros(k.SCALARS, np.int64),
             tallies=np.zeros((shape.kinds + 1, k.TALLIES), np.int64),
-            touched=np.zeros(1, np.int64), delayed=np.zeros((0, 5), np.int64),
+            delayed=np.zeros((0, 5), np.int64),
             delayed_rows=np.zeros((0, shape.counters), np.int32),
         )  # fmt: skip
         self.reserve(1 << 10)
@@ -298,7 +298,7 @@ class JoinState:
         self.queues = k.Queues(
             seen=table_of(part.array("seen", np.int64)),
             forget=np.concatenate([forget, np.zeros((capacity - len(forget), 3), np.int64)]),
-            scalars=scalars, tallies=tallies.copy(), touched=np.zeros(1, np.int64),
+            scalars=scalars, tallies=tallies.copy(),
             delayed=_padded(delayed, places), delayed_rows=_padded(rows, places), **queues,
         )  # fmt: skip
         self.names = {row[0]: (row[1], row[2], row[3]) for row in part.meta["names"]}

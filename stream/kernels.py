@@ -1,7 +1,8 @@
 """The sequential loop of the join: compiled, over arrays, one released event after the other.
 
 Does no allocation and raises nothing: `stream/join` reserves room before each call. Everything
-that these kernels call is in this file, because numba's cache does not see changes elsewhere.
+that these kernels call is in this file, because numba's cache does not see changes elsewhere; but
+for hints at what is read next, which change no value.
 Runs unchanged as plain Python with NUMBA_DISABLE_JIT=1.
 
 Events of one key time (`clock`) see the same state: what they change waits in `pending` until the
@@ -17,6 +18,9 @@ from typing import Any, NamedTuple, TypeVar, cast
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
+
+from infra.prefetch import prefetch
+from stream.join_hints import HINTED, hint_far, hint_history, hint_near, hint_settling
 
 I64 = NDArray[np.int64]
 
@@ -50,8 +54,8 @@ SEEN_DONE = -1
     TOO_LATE_CLICK, TALLIES,
 ) = range(10)  # fmt: skip
 
-# Events whose entries in the tables are read ahead.
-TOUCH_AHEAD = 8
+# How many ids ahead the place of one that is to be forgotten is hinted at.
+IDS_AHEAD = 8
 
 # Operations in `pending` and `delayed`.
 EXPOSED, CLICKED, INTERACTED, SETTLED = 0, 1, 2, 3
@@ -128,7 +132,6 @@ class Queues(NamedTuple):
     pending: I64
     scalars: I64
     tallies: I64
-    touched: I64
     delayed: I64
     delayed_rows: NDArray[np.int32]
 
@@ -377,6 +380,8 @@ def forget(queues: Queues, watermark: int, p: Params) -> None:
         if ring[head, 1] >= watermark:
             s[FORCED_FORGETS] += 1
             s[FLOOR] = max(s[FLOOR], ring[head, 1] - p.window_ms - p.horizon_ms + 1)
+        next_id = ring[(head + IDS_AHEAD) & (ring.shape[0] - 1), 0]
+        prefetch(queues.seen, next_id & (queues.seen.shape[0] - 1), 0)
         place = find(queues.seen, ring[head, 0])
         value = queues.seen[place, 1]
         if 0 < value < OPEN_SLOT:
@@ -596,6 +601,11 @@ def settle(queues: Queues, opened: Open, counters: Counters, watermark: int, p: 
         slot = close_first(
             queues.heap, queues.seen, s, queues.tallies, opened.key, opened.click_ts, POSITIVE
         )
+        hint_settling(
+            queues.heap, s[N_HEAP], queues.seen, opened.key, opened.counter_row, counters.by_user,
+            counters.by_other, counters.user_decayed, counters.other_decayed, p.is_global,
+            p.decay_row,
+        )  # fmt: skip
         hits = 0
         for k in range(n_kinds):
             hits |= (opened.click_ts[slot, k] > 0) << k
@@ -806,34 +816,6 @@ def other_click(e: Events, i: int, known: int, queues: Queues, users: Users, p: 
 
 
 @_compiled
-def touch(
-    e: Events, first: int, stop: int, counter_keys: I64, seen: I64, users: I64,
-    counters: Counters, is_global: NDArray[np.uint8],
-) -> int:  # fmt: skip
-    """A sum over where the entries of events `first` to `stop` begin: it means nothing.
-
-    Reading them one after the other, with no branch on what is there, lets the processor wait for
-    several at a time; the event's own look-ups then find them near.
-    """
-    total = np.int64(0)
-    seen_mask, user_mask = seen.shape[0] - 1, users.shape[0] - 1
-    for i in range(first, stop):
-        total += seen[e.key[i] & seen_mask, 0] + seen[e.impression_key[i] & seen_mask, 0]
-        total += users[e.user[i] & user_mask, 0]
-        if e.kind[i] != 0:
-            continue
-        m = e.row[i]
-        for j in range(counter_keys.shape[1]):
-            if is_global[j]:
-                at = counter_keys[m, j] & (counters.by_other.shape[0] - 1)
-                total += counters.by_other[at]["key"]
-            else:
-                at = counter_keys[m, j] & (counters.by_user.shape[0] - 1)
-                total += counters.by_user[at]["key"]
-    return int(total)
-
-
-@_compiled
 def move_clock(
     clock: int, queues: Queues, exposures: Exposures, users: Users, counters: Counters, p: Params
 ) -> None:
@@ -874,10 +856,17 @@ def advance(
     keep_ms = p.window_ms + p.horizon_ms
     exposures = Exposures(opened.number, opened.counter_row, opened.user_row, opened.ts)
     for i in range(start, stop):
-        if (i - start) % TOUCH_AHEAD == 0:
-            queues.touched[0] += touch(
-                e, i, min(i + TOUCH_AHEAD, stop), shown.counter_keys, queues.seen, users.table,
-                counters, p.is_global,
+        if (i - start) % HINTED == 0:
+            hint_far(
+                i, e.kind, e.row, e.key, e.impression_key, e.user, e.item, shown.ids,
+                shown.counter_keys, queues.seen, users.table, users.items, counters.by_user,
+                counters.by_other, p.is_global,
+            )  # fmt: skip
+            hint_near(
+                i, e.kind, e.row, e.user, shown.counter_keys, users.table, users.seq,
+                users.last_ts, users.session, users.clicked, users.interactions,
+                counters.by_user, counters.by_other, counters.user_decayed,
+                counters.other_decayed, p.is_global, p.decay_row,
             )  # fmt: skip
         if e.clock[i] > s[CLOCK]:
             move_clock(e.clock[i], queues, exposures, users, counters, p)
@@ -932,6 +921,7 @@ def read_histories(
     lost = 0
     length = out.shape[1]
     for i in range(slots.shape[0]):
+        hint_history(slots, i, opened.user_row, users.ring, h * ring, ring)
         row = opened.user_row[slots[i]]
         seq = opened.history_seq[slots[i], h]
         n = 0
