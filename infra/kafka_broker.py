@@ -10,7 +10,6 @@ import subprocess
 import tempfile
 import uuid
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from infra.broker_process import HOST, BrokerFailed, BrokerProcess, free_port
@@ -88,12 +87,7 @@ class KafkaBroker:
         """`start`."""
         return self.start()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """`close`."""
         self.close()
 

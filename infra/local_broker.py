@@ -8,7 +8,6 @@ import shutil
 import tempfile
 import uuid
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from infra.broker_process import HOST, BrokerProcess, free_port
@@ -86,12 +85,7 @@ class LocalBroker:
         """`start`."""
         return self.start()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """`stop`."""
         self.stop()
 
