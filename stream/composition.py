@@ -330,16 +330,14 @@ def _learner(
             if isinstance(learner, NetLearner):
                 for _, module in learner.net.modules_on:
                     module.check_content(encoder)
-                for _, module in learner.net.incoming_on:
-                    module.check_content(incoming.embedder.version if incoming else "")
         except ValueError as error:
             raise InputError(f"{where}: {error}") from error
         if isinstance(learner, NetLearner):
             learner.reports_logits = config.stream.predict_at == "settle"
             learner.grows = ranker.grow
             learner.fading = config.items.fading()
-            if incoming and not learner.net.takes_incoming:
-                raise InputError(f"{where}: ranker '{ranker.name}' cannot take items.next")
+            if incoming:
+                _check_incoming(learner, incoming, f"{where}: ranker '{ranker.name}'")
         return learner
 
     if not variation.arms:
@@ -351,3 +349,19 @@ def _learner(
 def ranker_options(options: dict[str, Any]) -> dict[str, Any]:
     """Options of the learner as TOML gave them."""
     return dict(options)
+
+
+def _check_incoming(learner: NetLearner, incoming: Incoming, where: str) -> None:
+    """Raises InputError where the ranker or a file of a module cannot take the new version."""
+    if not learner.net.takes_incoming:
+        raise InputError(f"{where} cannot take {NEXT_ITEMS}")
+    for name, module in learner.net.incoming_on:
+        try:
+            module.check_content(incoming.embedder.version)
+        except ValueError as error:
+            raise InputError(
+                f"{where} cannot take {NEXT_ITEMS} with module '{name}' ({error}). A file of a "
+                f"module is of one version: drop the module (ranker.options.{name}.on = false, "
+                "ranker.grow = true) and take it on with its new file once the new version is "
+                "adopted"
+            ) from error

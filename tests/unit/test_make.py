@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 from infra.errors import InputError
 from learners import catalog
 from learners.content_view import content_view, masked_softmax, picked_dots, weighted_sum
+from learners.feature_spec import ContentBlock
 from learners.learner import Learner
 from learners.modules.make import MakeConfig
 from learners.modules.make_net import ExtractorConfig, MakeNet, normalised
@@ -26,6 +28,7 @@ from learners.modules.make_training import ContentSamples, MakeTrainingConfig, n
 from learners.modules.make_versions import GuardConfig, Versions
 from learners.step_inputs import step_inputs
 from stream.cli import run
+from stream.composition import _check_incoming
 from tests.conformance.learner_checks import EVERY_LEARNER, assert_same_state, state_of
 from tests.support.batches import START_MS, BatchMaker, small_spec
 from tests.support.close import assert_close
@@ -212,6 +215,22 @@ def test_vectors_of_another_encoder_are_refused(trained_net, tmp_path):
         make_of(learner).check_content("synthetic")
     with pytest.raises(ValueError, match="encoder 'other'"):
         learner.predict_many(PlantedContent().batch(8))
+
+
+def test_a_release_is_not_for_a_version_that_comes_in_and_it_is_said_what_to_do(
+    trained_net, tmp_path
+):
+    spec = small_spec(content_dim=DIM)
+    spec = dataclasses.replace(spec, incoming_blocks=(ContentBlock(name="", start=0, dim=DIM),))
+    release = release_file(tmp_path / "a", trained_net, until_ms=0, encoder="present")
+    make = {"on": True, "mode": "frozen", "releases": [release]}
+    learner = catalog.build("id_content", spec, {**OPTIONS, "make": make})
+    version = SimpleNamespace(embedder=SimpleNamespace(version="new"))
+    words = r"items\.next with module 'make'.*ranker\.options\.make\.on = false.*grow = true"
+    with pytest.raises(InputError, match=words):
+        _check_incoming(learner, version, "[ranker]")
+    online = catalog.build("id_content", spec, {**OPTIONS, "make": {"on": True}})
+    _check_incoming(online, version, "[ranker]")
 
 
 @pytest.mark.parametrize(
