@@ -3,12 +3,13 @@
 Tests with a broker come first: the longest ones, of which two processes (`-n 2`) share many.
 """
 
+import contextlib
 import gc
 import os
 
 import pytest
 
-from infra.kafka_broker import KafkaBroker, KafkaUnavailable, missing_tools
+from infra.kafka_broker import KafkaBroker, KafkaUnavailable, fetch_jars, missing_tools
 from infra.local_broker import LocalBroker, LocalBrokerMissing
 
 BROKERS = {"kafka", "own_kafka", "tansu", "broker", "small_broker"}
@@ -20,7 +21,15 @@ def pytest_collectstart(collector):
 
 
 def pytest_collection_finish(session):
-    """From here on there is garbage, but not among the million objects of imported modules."""
+    """From here on there is garbage, but not among the million objects of imported modules.
+
+    Kafka's jars are fetched before: minutes, on a new machine, and no test's time limit has them.
+    """
+    real = {"kafka", "own_kafka", "broker"}
+    chosen = not session.config.option.collectonly and session.items
+    if any(real & set(item.fixturenames) for item in chosen or ()) and not missing_tools():
+        with contextlib.suppress(KafkaUnavailable):  # whoever needs them says so
+            fetch_jars()
     gc.freeze()
     gc.enable()
 

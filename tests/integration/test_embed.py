@@ -27,7 +27,7 @@ from tests.support.kafka_process import Child
 from tests.support.kafka_stream import T0_MS, Scene
 from tests.support.kafka_topics import make_topics, send, send_in_transaction
 
-pytestmark = [pytest.mark.kafka, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.kafka, pytest.mark.timeout(400)]
 PARTITIONS = 2
 IMPRESSIONS = 400
 LONG = " ".join(f"word{n % 97}" for n in range(900))  # some 10 ms of encoding

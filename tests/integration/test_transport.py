@@ -11,6 +11,7 @@ import pytest
 from tests.support.kafka_process import Child
 from tests.support.kafka_topics import make_topics, send, send_numbers, unique
 
+pytestmark = pytest.mark.timeout(400)
 APP = "tests/support/kafka_batch_app.py"
 
 

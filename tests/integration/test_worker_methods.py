@@ -11,7 +11,7 @@ from tests.support.kafka_stream import Scene, same_predictions
 
 IMPRESSIONS = 1_500
 MODULES = ("simtier", "simscore", "qarm", "make", "em3", "fgcnn", "flip", "linear_content")
-pytestmark = pytest.mark.timeout(500)
+pytestmark = pytest.mark.timeout(700)
 
 
 def scene_of(folder, broker, learner):

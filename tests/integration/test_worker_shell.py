@@ -16,7 +16,7 @@ from kafka.admin import KafkaAdminClient
 from tests.support.kafka_process import Child
 from tests.support.kafka_topics import make_topics, send, send_in_transaction, send_numbers, unique
 
-pytestmark = pytest.mark.kafka
+pytestmark = [pytest.mark.kafka, pytest.mark.timeout(400)]
 SCRIPT = "tests/support/kafka_fake_worker.py"
 
 
@@ -137,7 +137,7 @@ def test_stop_with_the_broker_down_is_bounded_and_writes_the_snapshot(own_kafka,
         child.until(lambda c: total(c) == 1200)
         own_kafka.kill()
         child.line("marking coordinator dead")
-        assert child.stop(timeout_s=60) == 0, child.tail()
+        assert child.stop() == 0, child.tail()
         assert "ended by force" not in child.text
         assert "Traceback" not in child.text
     proved(tmp_path, 300)

@@ -14,7 +14,7 @@ from tests.support.kafka_topics import send
 
 IMPRESSIONS = 3000
 # Several processes that import torch, one after the other.
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")

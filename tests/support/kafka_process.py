@@ -16,6 +16,9 @@ from typing import Any, Self
 
 ROOT = Path(__file__).parents[2]
 _LINES_MAX = 200_000
+# Ten times what an idle machine needs: who is slow fails later, and says where.
+WAIT_S = 120.0
+STOP_S = 60.0  # behind the worker's own limit, so that its last words are there
 
 
 class Child:
@@ -56,7 +59,7 @@ class Child:
         """All lines so far."""
         return "\n".join(self.lines)
 
-    def until(self, ready: Callable[[Child], Any], timeout_s: float = 60.0) -> Any:
+    def until(self, ready: Callable[[Child], Any], timeout_s: float = WAIT_S) -> Any:
         """The first truthy value of `ready(self)`, looked at after each line."""
         deadline = time.monotonic() + timeout_s
         with self._changed:
@@ -69,7 +72,7 @@ class Child:
                     raise AssertionError(f"child {why}; its last lines:\n" + self.tail())
                 self._changed.wait(left)
 
-    def line(self, text: str, timeout_s: float = 60.0) -> str:
+    def line(self, text: str, timeout_s: float = WAIT_S) -> str:
         """The first line that contains `text`."""
         found = self.until(
             lambda child: next((ln for ln in child.lines if text in ln), None), timeout_s
@@ -77,7 +80,7 @@ class Child:
         assert isinstance(found, str)
         return found
 
-    def event(self, kind: str, timeout_s: float = 60.0) -> dict[str, Any]:
+    def event(self, kind: str, timeout_s: float = WAIT_S) -> dict[str, Any]:
         """The first event of that kind."""
         found = self.until(
             lambda child: next((e for e in child.events if e.get("event") == kind), None), timeout_s
@@ -89,13 +92,13 @@ class Child:
         """The last lines."""
         return "\n".join(list(self.lines)[-n:])
 
-    def stop(self, signal_: int = signal.SIGTERM, timeout_s: float = 30.0) -> int:
+    def stop(self, signal_: int = signal.SIGTERM, timeout_s: float = STOP_S) -> int:
         """Send the signal and wait for the end; returns the exit code."""
         if self.process.poll() is None:
             self.process.send_signal(signal_)
         return self.wait(timeout_s)
 
-    def wait(self, timeout_s: float = 60.0) -> int:
+    def wait(self, timeout_s: float = WAIT_S) -> int:
         """Wait for the end; returns the exit code."""
         try:
             code = self.process.wait(timeout_s)

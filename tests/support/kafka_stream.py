@@ -156,7 +156,7 @@ class Scene:
         """Samples learned, by the status."""
         return int(self.status(name).get("pipeline", {}).get("samples", 0))
 
-    def until(self, child: Child, ready: Any, timeout_s: float = 120.0) -> None:
+    def until(self, child: Child, ready: Any, timeout_s: float = 180.0) -> None:
         """Wait until `ready()`; fails when the worker ends before."""
         deadline = time.monotonic() + timeout_s
         pause = threading.Event()
