@@ -85,6 +85,20 @@ class DemoResult:
     snapshots: int = 0
 
 
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends what is done meanwhile as an error does: broker and processes end with it."""
+
+    def end(*_: object) -> None:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 class Demo:
     """One demo from start to end."""
 
@@ -96,6 +110,7 @@ class Demo:
         self._status_file = config.folder / "status.json"
         config.folder.mkdir(parents=True, exist_ok=True)
 
+    @_ended_by_sigterm()
     def run(self) -> DemoResult:
         """Set up, stream, stop, replay, compare. Raises FaultError with last words."""
         result = DemoResult(folder=self._config.folder)
