@@ -40,7 +40,6 @@ class Scanner:
         context, features = spec.names_in("context."), spec.names_in("features.")
         self._usable = (
             not vars(config)["DISABLE_JIT"]  # words of 64 bits wrap around when compiled only
-            and spec.served is None
             and all(m.path.startswith(ITEM_PREFIX) for m in spec.multis)
             and max(len(context), len(features)) <= NAMES_MAX
         )
@@ -62,7 +61,7 @@ class Scanner:
             [*_form("click"), *_form("clicks"), 1] if self._is_click
             else [*_form("impression"), *_form("impressions"), 0], np.int64,
         )  # fmt: skip
-        self._rows = _rows(spec, 0)
+        self._rows, self._logged = _rows(spec, 0), _logged(spec, 0, 0)
         self._skip = 0
 
     def scan(self, batch: RecordBatch) -> tuple[Block | None, NDArray[np.bool_] | None]:
@@ -78,11 +77,12 @@ class Scanner:
         data = b"".join([value for value in values if value is not None])
         if len(data) // ROW_BYTES_MIN > len(self._rows.ts):
             self._rows = _rows(self._spec, len(data) // ROW_BYTES_MIN)
+            self._logged = _logged(self._spec, len(data), len(self._rows.ts))
         n = s.scan(
             np.frombuffer(data, np.uint8), np.cumsum(lengths), batch.timestamp_ms_n, usable,
             self._forms, self._kinds, self._context, self._features, self._of_context,
             self._of_features, self._sources,
-            self._limits, self._rows,
+            self._limits, self._logged, self._rows,
         )  # fmt: skip
         if 2 * np.count_nonzero(usable) < len(values):
             self._skip = SKIP_BATCHES
@@ -99,7 +99,7 @@ class Scanner:
             kind_n = np.full(n, EventKind.IMPRESSION, np.uint8)
             click_kind_n = np.full(n, -1, np.int16)
             impressions = empty_impressions(self._spec, n)
-            impressions.ids_mF, impressions.dense_mX = rows.ids, rows.numbers
+            impressions.ids_mF, impressions.dense_mX = rows.ids, self._numbers(rows)
             impressions.position_m = rows.position
         first = np.flatnonzero(np.diff(rows.record, prepend=-1))
         return Block(
@@ -108,6 +108,16 @@ class Scanner:
             impressions=impressions, lead_records=rows.record[first].tolist(),
             lead_users=rows.user_id[first].tolist(),
         )  # fmt: skip
+
+    def _numbers(self, rows: s.Rows) -> NDArray[np.float32]:
+        if self._spec.served is None:
+            return rows.numbers
+        place_n = self._logged.place_n[: len(rows.ts)]
+        given = place_n >= 0
+        dense_nX = np.zeros((len(given), self._spec.dense_columns), np.float32)
+        dense_nX[:, : len(self._spec.dense)] = rows.numbers
+        dense_nX[given, len(self._spec.dense) :] = self._logged.values_sN[place_n[given]]
+        return dense_nX
 
 
 def _form(type_: str) -> tuple[int, int, int]:
@@ -157,6 +167,18 @@ def _rows(spec: DecodeSpec, n: int) -> s.Rows:
         record=np.empty(n, np.int64), place=np.empty(n, np.int64), ts=np.empty(n, np.int64),
         request=np.empty(n, np.int64), item=np.empty(n, np.int64), user=np.empty(n, np.int64),
         user_id=np.empty(n, np.int64), kind=np.empty(n, np.int64), position=np.empty(n, np.int32),
-        ids=np.empty((n, len(spec.ids)), np.int64),
+        ids=np.empty((n, spec.id_columns), np.int64),
         numbers=np.empty((n, len(spec.dense)), np.float32),
     )  # fmt: skip
+
+
+def _logged(spec: DecodeSpec, data_bytes: int, rows: int) -> s.Logged:
+    """Room for the logged numbers of a batch, of which each takes a byte at least."""
+    width = spec.served.width if spec.served else 0
+    return s.Logged(
+        name=_wanted([spec.served.name] if spec.served else [], [s.AS_NUMBER] * (width > 0)),
+        width=width,
+        values_sN=np.empty((data_bytes // width if width else 0, width), np.float32),
+        used=np.zeros(1, np.int64),
+        place_n=np.empty(rows if width else 0, np.int64),
+    )

@@ -1,6 +1,6 @@
 """Well-formed impressions and clicks in row form, from bytes to columns: compiled, no objects.
 
-Takes what is usual (integer ids, ASCII texts up to 64 bytes) and gives up on a whole record at
+Takes what is usual (integer ids, ASCII texts up to 128 bytes) and gives up on a whole record at
 the first thing that is not, wrong or merely rare: `codec` then reads that record by msgspec, which
 decides. So nothing here says what is wrong, and what it takes means the same as there. All that
 these kernels call is in this file, because numba's cache does not see changes elsewhere.
@@ -25,7 +25,7 @@ Word = Any
 _F = TypeVar("_F", bound=Callable[..., Any])
 _compiled = cast("Callable[[_F], _F]", njit(cache=True, nogil=True, _nrt=False))  # type: ignore[call-overload]  # not in numba's stubs
 
-TEXT_BYTES_MAX = 64
+TEXT_BYTES_MAX = 128
 NESTED_MAX = 64
 GIVE_UP = -1
 
@@ -43,16 +43,19 @@ def _word(text: str) -> np.uint64:
 _V, _TYPE, _EVENTS, _TS_MS, _ITEMS = map(_word, ("v", "type", "events", "ts_ms", "items"))
 _USER_ID, _ITEM_ID, _CONTEXT, _KIND = map(_word, ("user_id", "item_id", "context", "kind"))
 _FEATURES, _POSITION, _REQUEST, _ID = map(_word, ("features", "position", "request_", "id"))
+_SERVED, _FEATURE_, _VERSION = map(_word, ("served", "feature_", "version"))
 
 _GAMMA, _M1, _M2 = U64(0x9E3779B97F4A7C15), U64(0xBF58476D1CE4E5B9), U64(0x94D049BB133111EB)
 _ZERO_KEY = np.int64(0x5DEECE66D1234567)
 _HOUR_MS, _DAY_MS = 3_600_000, 86_400_000
 
-# XXH3 (xxHash 0.8): the first 64 bytes of its default secret, and its primes.
+# XXH3 (xxHash 0.8): the first 128 bytes of its default secret, and its primes.
 _SECRET = np.frombuffer(
     bytes.fromhex(
         "b8fe6c3923a44bbe7c01812cf721ad1cded46de9839097db7240a4a4b7b3671f"
         "cb79e64eccc0e578825ad07dccff7221b8084674f743248ee03590e6813a264c"
+        "3c2852bb91c300cb88d0658b1b532ea371644897a20df94e3819ef46a9deacd8"
+        "a8fa763fe39c343ff9dcbbc7c70b4f1d8a51e04bcdb45931c89f7ec9d9787364"
     ),
     np.uint64,
 )
@@ -94,6 +97,20 @@ class Limits(NamedTuple):
     max_future_ms: int
     events_max: int
     timezone_ms: int
+
+
+class Logged(NamedTuple):
+    """Numbers that a server logged: their name, how many an item (0: not read), and room for them.
+
+    `values_sN` takes those of an item as a row; `used` [1] counts its rows. `place_n` is that of
+    a row of `Rows`, -1 for none; the key of their version is in the last column of `Rows.ids`.
+    """
+
+    name: Wanted
+    width: int
+    values_sN: NDArray[np.float32]
+    used: I64
+    place_n: I64
 
 
 class Rows(NamedTuple):
@@ -182,7 +199,7 @@ def swapped(x: Word) -> Word:
 
 @_compiled
 def xxh3(buf: U8, p: Int, n: Int) -> Word:
-    """XXH3 with 64 bits and seed 0 of 1 to 64 bytes, as the library `xxhash` gives it."""
+    """XXH3 with 64 bits and seed 0 of 1 to 128 bytes, as the library `xxhash` gives it."""
     if n <= 3:
         c = U64(buf[p]) << U64(16) | U64(buf[p + (n >> 1)]) << U64(24)
         c |= U64(buf[p + n - 1]) | U64(n) << U64(8)
@@ -466,19 +483,147 @@ def take_shown(
 
 
 @_compiled
+def take_raw(buf: U8, p: Int, end: Int, many: Int, logged: Logged) -> Int:
+    """Read the logged numbers of `many` items as float32 bytes; the place behind, or GIVE_UP."""
+    p, n = size_of(buf, p, end, 0x100, 31, 0xC4)
+    if p < 0 or n != 4 * many * logged.width or p + n > end:
+        return GIVE_UP
+    first, finite = logged.used[0], True
+    for i in range(many):
+        for j in range(logged.width):
+            value = np.uint32(word(buf, p, 4)).view(np.float32)
+            finite &= np.isfinite(value)
+            logged.values_sN[first + i, j] = value
+            p += 4
+    return p if finite else GIVE_UP
+
+
+@_compiled
+def take_list(buf: U8, p: Int, end: Int, many: Int, logged: Logged) -> Int:
+    """Read the logged numbers of `many` items as a list; the place behind, or GIVE_UP."""
+    p, n = list_size(buf, p, end)
+    if p < 0 or n != many * logged.width:
+        return GIVE_UP
+    first = logged.used[0]
+    for i in range(many):
+        for j in range(logged.width):
+            if p < 0 or p >= end:
+                return GIVE_UP
+            b = np.int64(buf[p])
+            number: Any = 0.0
+            if b == 0xCB and p + 9 <= end:
+                number = np.int64(swapped(word8(buf, p + 1))).view(np.float64)
+                p += 9
+            elif b == 0xCA and p + 5 <= end:
+                number = np.uint32(big(buf, p + 1, 4)).view(np.float32)
+                p += 5
+            else:
+                p, value = integer(buf, p, end)
+                number = np.float64(value)
+            narrow = np.float32(number)
+            if not np.isfinite(narrow):
+                return GIVE_UP
+            logged.values_sN[first + i, j] = narrow
+    return p
+
+
+@_compiled
+def take_served(buf: U8, p: Int, end: Int, many: Int, logged: Logged) -> tuple[Int, Int]:
+    """(place behind, key of the version) of what was logged with `many` items, or GIVE_UP.
+
+    The key is 0 where no numbers were; those that were are in the next `many` rows.
+    """
+    if p < end and buf[p] == 0xC0:
+        return p + 1, 0
+    p, n = map_size(buf, p, end)
+    key, taken, given = np.int64(0), 0, 0
+    for _ in range(n):
+        q, length = text_size(buf, p, end) if p >= 0 else (GIVE_UP, 0)
+        if q < 0:
+            return GIVE_UP, 0
+        p = q + length
+        name = word(buf, q, min(length, 8))
+        bit = 0
+        if length == 15 and name == _FEATURE_ and word(buf, q + 8, 7) == _VERSION:
+            q, length = text_size(buf, p, end)
+            if q < 0 or not 0 < length <= TEXT_BYTES_MAX or not is_ascii(buf, q, length):
+                return GIVE_UP, 0
+            key = np.int64(xxh3(buf, q, length))
+            p = q + length if key != 0 else GIVE_UP
+            bit = 1
+        elif length == 8 and name == _FEATURES:
+            p, given = take_logged(buf, p, end, many, logged)
+            bit = 2
+        else:
+            p = behind(buf, p, end)
+        if taken & bit:
+            return GIVE_UP, 0
+        taken |= bit
+    return (p, key if given else 0) if taken == 3 else (GIVE_UP, 0)
+
+
+@_compiled
+def take_logged(buf: U8, p: Int, end: Int, many: Int, logged: Logged) -> tuple[Int, Int]:
+    """(place behind, whether the wanted numbers were there) of the logged features, or GIVE_UP."""
+    if logged.used[0] + many > logged.values_sN.shape[0]:
+        return GIVE_UP, 0
+    p, n = map_size(buf, p, end)
+    met, given = 0, 0
+    for _ in range(n):
+        q, length = text_size(buf, p, end) if p >= 0 else (GIVE_UP, 0)
+        if q < 0:
+            return GIVE_UP, 0
+        p = q + length
+        if number_of(buf, q, length, logged.name) < 0:
+            p = behind(buf, p, end)
+            continue
+        if met or p >= end:
+            return GIVE_UP, 0
+        met = 1
+        if buf[p] == 0xC0:
+            p += 1
+            continue
+        given = 1
+        if 0xC4 <= buf[p] <= 0xC6:
+            p = take_raw(buf, p, end, many, logged)
+        else:
+            p = take_list(buf, p, end, many, logged)
+    return p, given
+
+
+@_compiled
+def add_served(
+    buf: U8, p: Int, end: Int, logged: Logged, rows: Rows, first: Int, last: Int
+) -> Any:  # fmt: skip
+    """Add what was logged at p (-1: nothing) to rows `first` to `last`; False to give up."""
+    key, place = np.int64(0), logged.used[0]
+    if p >= 0:
+        p, key = take_served(buf, p, end, last - first, logged)
+        if p < 0:
+            return False
+    for row in range(first, last):
+        logged.place_n[row] = place + row - first if key != 0 else -1
+        rows.ids[row, rows.ids.shape[1] - 1] = key
+    if key != 0:
+        logged.used[0] += last - first
+    return True
+
+
+@_compiled
 def take_impression(
     buf: U8, p: Int, end: Int, stamp: Int, context: Wanted, features: Wanted, ctx: Found,
     feat: Found, sources: Sources, limits: Limits, rows: Rows, n_rows: Int,
-) -> tuple[Int, Int]:  # fmt: skip
-    """(place behind, rows so far) of one impression, or GIVE_UP."""
+) -> tuple[Int, Int, Int]:  # fmt: skip
+    """(place behind, rows so far, place of `served` or -1) of one impression, or GIVE_UP."""
     p, n = map_size(buf, p, end)
     request, user, ts, items, taken = np.int64(0), np.int64(0), np.int64(0), -1, 0
+    served = -1
     ctx.key[:] = 0
     ctx.number[:] = 0.0
     for _ in range(n):
         q, length = text_size(buf, p, end) if p >= 0 else (GIVE_UP, 0)
         if q < 0:
-            return GIVE_UP, 0
+            return GIVE_UP, 0, GIVE_UP
         p = q + length
         name = word(buf, q, min(length, 8))
         bit = 0
@@ -499,28 +644,30 @@ def take_impression(
             p = take_map(buf, p, end, context, ctx)
             bit = 16
         else:
+            if length == 6 and name == _SERVED:
+                served, bit = p, 32
             p = behind(buf, p, end)
         if taken & bit:
-            return GIVE_UP, 0
+            return GIVE_UP, 0, GIVE_UP
         taken |= bit
     late = ts < limits.time_min or ts >= limits.time_max
     future = stamp > 0 and ts - stamp > limits.max_future_ms
     if p < 0 or (taken & 15) != 15 or late or future:
-        return GIVE_UP, 0
+        return GIVE_UP, 0, GIVE_UP
     q, many = list_size(buf, items, end)
     if q < 0 or many == 0 or n_rows + many > rows.ts.shape[0]:
-        return GIVE_UP, 0
+        return GIVE_UP, 0, GIVE_UP
     for i in range(many):
         q, item, position = take_shown(buf, q, end, features, feat, i)
         if q < 0:
-            return GIVE_UP, 0
+            return GIVE_UP, 0, GIVE_UP
         rows.ts[n_rows], rows.user_id[n_rows] = ts, user
         rows.request[n_rows], rows.user[n_rows] = key_of_int(request), key_of_int(user)
         rows.item[n_rows], rows.position[n_rows] = key_of_int(item), position
         if not fill(ctx, feat, sources, limits, rows, n_rows):
-            return GIVE_UP, 0
+            return GIVE_UP, 0, GIVE_UP
         n_rows += 1
-    return p, n_rows
+    return p, n_rows, served
 
 
 @_compiled
@@ -638,7 +785,8 @@ def number_of(buf: U8, q: Int, length: Int, names: Wanted) -> Int:
 @_compiled
 def scan(
     buf: U8, ends: I64, stamps: I64, usable: U8, forms: I64, kinds: Wanted, context: Wanted,
-    features: Wanted, ctx: Found, feat: Found, sources: Sources, limits: Limits, rows: Rows,
+    features: Wanted, ctx: Found, feat: Found, sources: Sources, limits: Limits, logged: Logged,
+    rows: Rows,
 ) -> Int:  # fmt: skip
     """Rows of all usable records; a record that is given up is no longer `usable` after it.
 
@@ -646,6 +794,7 @@ def scan(
     whether they are clicks.
     """
     n_rows = 0
+    logged.used[0] = 0
     is_click = forms[6] != 0
     for r in range(ends.shape[0]):
         if not usable[r]:
@@ -661,10 +810,13 @@ def scan(
                 p = take_click(buf, p, ends[r], stamps[r], kinds, limits, rows, row)
                 row += 1
             else:
-                p, row = take_impression(
+                p, row, served = take_impression(
                     buf, p, ends[r], stamps[r], context, features, ctx, feat, sources, limits,
                     rows, row,
                 )  # fmt: skip
+                if logged.width and p >= 0:
+                    good = add_served(buf, served, ends[r], logged, rows, before, row)
+                    p = p if good else GIVE_UP
             for j in range(before, row):
                 rows.record[j] = r
                 rows.place[j] = i

@@ -17,7 +17,7 @@ FUNCTION_LINES_MAX = 70
 FILE_LINES_MAX = 400
 # A compiled kernel and every function it calls share a file: numba's cache of a kernel would not
 # see that a function of another file has changed.
-LONG_FILES = {"stream/kernels.py": 950, "stream/scan_kernels.py": 680}
+LONG_FILES = {"stream/kernels.py": 950, "stream/scan_kernels.py": 830}
 # Modules that may know Kafka, files, clocks or SDKs. All others are the pure core: pyproject.toml.
 SHELLS = (
     "embeddings.codebook_file",

@@ -1,5 +1,7 @@
 """µs per event of decoding to columns, by form and by kind of id, beside msgspec alone.
 
+Impressions with logged numbers (`served`) also with the compiled scan switched off.
+
 Run: python -m tests.benchmarks.bench_codec. Prints CPU time, best of many runs; asserts nothing.
 """
 
@@ -7,10 +9,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
 
+from stream.codec_spec import ServedSource
 from stream.codec_write import (
     click_body,
     encode_columns,
@@ -83,6 +87,33 @@ def measure_rows(name: str, bodies: list[dict[str, Any]], decoder: Any) -> None:
         print(f"  envelope {size:5}  {whole:.3f}  (msgspec alone {alone:.3f})")
 
 
+def measure_served() -> None:
+    """Envelopes of 100 impressions with 40 logged numbers, by the way they are written."""
+    n, size = 40, 100
+    ways: dict[str, Callable[[int], Any]] = {
+        "bytes": lambda i: (np.arange(n, dtype="<f4") % (i % 7 + 1)).tobytes(),
+        "integers": lambda i: [j % (i % 7 + 1) for j in range(n)],
+        "floats": lambda i: [float(j % (i % 7 + 1)) for j in range(n)],
+    }
+    plain = impressions(text=False)
+    for name, way in {"nothing": None, **ways}.items():
+        bodies = plain if way is None else [
+            body | {"served": {"model": "m", "feature_version": "tiers-1/encoder-1",
+                               "features": {"tiers": way(i)}}} for i, body in enumerate(plain)
+        ]  # fmt: skip
+        batch = batch_of(
+            *(encode_envelope("impressions", bodies[i : i + size]) for i in range(0, EVENTS, size))
+        )
+        source = None if way is None else ServedSource(name="tiers", width=n)
+        scanning, plainly = (
+            impressions_decoder(ids=FIELD_IDS, dense=(), served=source) for _ in range(2)
+        )
+        plainly._scanner._usable = False
+        took = micros(partial(scanning.decode, batch))
+        without = micros(partial(plainly.decode, batch))
+        print(f"  {name:10}  {took:.3f}  (without the scan {without:.3f})")
+
+
 def measure_columns() -> None:
     """Columnar envelopes of integer ids."""
     rows = 100
@@ -132,6 +163,8 @@ def main() -> None:
         )
         print(f"clicks, {what} ids")
         measure_rows("click", clicks(text=text), clicks_decoder())
+    print("impressions, ten fields, integer ids, envelopes of 100, 40 logged numbers as")
+    measure_served()
     measure_columns()
 
 
