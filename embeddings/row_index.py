@@ -135,6 +135,28 @@ def find_rows(
 
 
 @kernel
+def find_filled(
+    slots_S2: I64, keys_BL: I64, vectorless_row: int, rows_BL: I64, found_B: NDArray[np.int32]
+) -> int:
+    """Completes what `find_rows` left at -1, now that these keys have rows; how many have none."""
+    missed = 0
+    for b in range(keys_BL.shape[0]):
+        for x in range(keys_BL.shape[1]):
+            if rows_BL[b, x] >= 0:
+                continue
+            i = _place(slots_S2, keys_BL[b, x])
+            mark = slots_S2[i, 1]
+            if slots_S2[i, 0] == 0:
+                missed += 1
+            elif not mark & VECTORLESS:
+                rows_BL[b, x] = mark & ROW_MASK
+                found_B[b] += 1
+            else:
+                rows_BL[b, x] = mark & ROW_MASK if vectorless_row < 0 else vectorless_row
+    return missed
+
+
+@kernel
 def claim_rows(
     slots_S2: I64,
     keys_m: I64,

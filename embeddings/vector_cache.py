@@ -20,6 +20,7 @@ from embeddings.row_index import (
     STAMP_MAX,
     claim_rows,
     drop_keys,
+    find_filled,
     find_rows,
     forget_stamps,
     number_rows,
@@ -179,7 +180,9 @@ class VectorCache:
         self._now += 1
         rows = [np.empty(keys_BL.shape, np.int64) for keys_BL in batches]
         counts = [np.empty(len(keys_BL), np.int32) for keys_BL in batches]
-        totals = self._find(batches, vectorless_row, rows, counts)
+        totals = np.zeros(3, np.int64)
+        for keys, r, c in zip(batches, rows, counts, strict=True):
+            find_rows(self._slots_S2, keys, self._nothing, vectorless_row, self._now, r, c, totals)
         self.counts.lookups += int(totals[LOOKED_UP])
         self.counts.missed += int(totals[MISSED])
         if totals[MISSED]:
@@ -188,21 +191,10 @@ class VectorCache:
             if int(totals[HELD]) + len(missing) > self._config.rows_max:
                 return None
             self._fill(missing)
-            totals = self._find(batches, vectorless_row, rows, counts)
-            assert not totals[MISSED], "keys are missing right after they were filled in"
+            for keys, r, c in zip(batches, rows, counts, strict=True):
+                left = find_filled(self._slots_S2, keys, vectorless_row, r, c)
+                assert not left, "keys are missing right after they were filled in"
         return rows, counts
-
-    def _find(
-        self,
-        batches: Sequence[I64],
-        vectorless_row: int,
-        rows: Sequence[I64],
-        counts: Sequence[NDArray[np.int32]],
-    ) -> I64:
-        totals = np.zeros(3, np.int64)
-        for keys, r, c in zip(batches, rows, counts, strict=True):
-            find_rows(self._slots_S2, keys, self._nothing, vectorless_row, self._now, r, c, totals)
-        return totals
 
     def _fill(self, keys_m: I64) -> None:
         fetched = self._fetch(keys_m)

@@ -12,7 +12,7 @@ from stream import key_kernels as kk
 from stream.columns import EventKind
 from stream.feature_plan import FeaturePlan
 from stream.items import ItemTable
-from stream.keys import salt_of, salted
+from stream.keys import salt_of
 from stream.sequencer import Released
 
 I64 = NDArray[np.int64]
@@ -40,11 +40,11 @@ class EventKeys:
         self._plan = plan
         self._items = items
         kinds, unknown = plan.config.click_kinds, salt_of("unknown")
-        click_salts = [salt_of(f"click:{kind}") for kind in kinds]
-        self._click_salts = click_salts[: plan.shape.labels]
         self._salts = kk.Salts(
             impression=np.array([salt_of("impression")]).view(np.uint64),
-            click=np.array([*click_salts, unknown]).view(np.uint64),
+            click=np.array(
+                [*(salt_of(f"click:{kind}") for kind in kinds), unknown]
+            ).view(np.uint64),
             organic=np.array(
                 [*(salt_of(f"organic:{kind}") for kind in kinds), unknown]
             ).view(np.uint64),
@@ -81,14 +81,10 @@ class EventKeys:
     def _with_shown(self, released: Released, events: k.Events) -> Chunk:
         imp = released.impressions
         m = len(imp.ids_mF)
-        rows = np.flatnonzero(released.kind_n == EventKind.IMPRESSION)
-        order = released.imp_n[rows]
-        own_key = np.zeros(m, np.int64)
-        own_key[order] = events.key[rows]
-        n_labels = self._plan.shape.labels
-        click_keys = np.zeros((m, n_labels), np.int64)
-        for i in range(n_labels):
-            click_keys[:, i] = salted(own_key, self._click_salts[i])
+        click_keys = np.zeros((m, self._plan.shape.labels), np.int64)
+        kk.click_keys(
+            events.kind, events.row, _words(events.key), self._salts.click, _words(click_keys)
+        )
         multi = [c for c in imp.multi_mM if c.shape[1]]
         shown = k.Shown(
             ids=np.ascontiguousarray(imp.ids_mF),

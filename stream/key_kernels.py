@@ -89,6 +89,17 @@ def identities(
 
 
 @_compiled
+def click_keys(
+    kind: NDArray[np.uint8], row: NDArray[np.int32], key: U64, salts: U64, out: U64
+) -> None:
+    """Fill the rows of impressions in `out` [m, K] with the keys of their clicks, by kind."""
+    for i in range(kind.shape[0]):
+        if kind[i] == 0:
+            for k in range(out.shape[1]):
+                out[row[i], k] = salted(key[i], salts[k])
+
+
+@_compiled
 def counter_keys(rows: I64, sources: Sources, columns: CounterColumns, out: U64) -> None:
     """Fill rows `rows` of `out` [m, J] with the counters' keys, but for counter 0, the prior's."""
     for r in range(rows.shape[0]):

@@ -36,6 +36,18 @@ def test_identities_are_those_of_the_columns():
         assert own[i] == (pair[0] if kind[i] < 2 else 0)
 
 
+def test_click_keys_are_salted_keys_of_their_impressions():
+    rng = np.random.default_rng(3)
+    kind = np.array([1, 0, 3, 0, 0, 2], np.uint8)
+    row = np.array([-1, 2, -1, 0, 3, -1], np.int32)
+    key, salts = numbers(rng, 6), numbers(rng, 3)
+    out = np.full((5, 2), 9, np.int64)
+    kk.click_keys(kind, row, words(key), words(salts), words(out))
+    for i in np.flatnonzero(kind == 0):
+        assert out[row[i]].tolist() == [salted(key[i : i + 1], salt)[0] for salt in salts[:2]]
+    assert (out[[1, 4]] == 9).all()
+
+
 def test_counter_keys_are_those_of_their_columns():
     rng = np.random.default_rng(2)
     rows = np.array([4, 1, 2])
