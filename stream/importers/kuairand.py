@@ -22,7 +22,6 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from infra.errors import InputError
 from stream.codec_write import (
@@ -35,14 +34,13 @@ from stream.codec_write import (
 from stream.columns import I64
 from stream.importers.import_config import ImportConfig, ImportCounts
 from stream.importers.log_builder import Outgoing, write_log
-from stream.keys import combined, keys_of_ints, salt_of
+from stream.importers.table_file import in_span, read_table, row_ids
 
 CLICK_DELAY_MS: Final = 7_000
 _HISTORY_FILES: Final = "user_history_before_*.parquet"
 _LOG_COLUMNS: Final = (
     "user_id", "video_id", "time_ms", "is_click", "long_view", "play_time_ms", "duration_ms", "tab",
 )  # fmt: skip
-_POSITIVE: Final = np.int64(0x7FFF_FFFF_FFFF_FFFF)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,25 +91,14 @@ def import_kuairand(
 
 def request_ids(log: pa.Table) -> I64:
     """Positive 63-bit hash of (user, video, time, tab): the log itself names no request."""
-    columns = [
-        keys_of_ints(log[name].to_numpy()) for name in ("user_id", "video_id", "time_ms", "tab")
-    ]
-    ids: I64 = np.maximum(combined(columns, salt_of("request")) & _POSITIVE, 1)
-    return ids
+    columns = [log[name].to_numpy() for name in ("user_id", "video_id", "time_ms", "tab")]
+    return row_ids(columns, "request")
 
 
 def _read_tables(source: Path, config: KuaiRandImportConfig) -> _Tables:
-    log = _read(source / "impressions.parquet", _LOG_COLUMNS)
-    time_ms = log["time_ms"]
-    if config.from_ms:
-        log = log.filter(pc.greater_equal(time_ms, config.from_ms))
-    if config.to_ms:
-        log = log.filter(pc.less(log["time_ms"], config.to_ms))
-    if not len(log):
-        raise InputError(
-            f"{source / 'impressions.parquet'}: no impression in the span; it holds "
-            f"{pc.min(time_ms).as_py()} to {pc.max(time_ms).as_py()} (UTC milliseconds)"
-        )
+    path = source / "impressions.parquet"
+    log = read_table(path, _LOG_COLUMNS)
+    log, _ = in_span(log, log["time_ms"].to_numpy(), config, path)
     users = source / "users.parquet"
     histories = sorted(source.glob(_HISTORY_FILES))
     if len(histories) > 1:
@@ -121,28 +108,10 @@ def _read_tables(source: Path, config: KuaiRandImportConfig) -> _Tables:
         )
     return _Tables(
         log=log,
-        videos=_read(source / "videos.parquet", ("video_id",)),
-        users=_read(users, ("user_id",)) if users.exists() else None,
-        history=_read(histories[0], ("user_id", "watch_seq")) if histories else None,
+        videos=read_table(source / "videos.parquet", ("video_id",)),
+        users=read_table(users, ("user_id",)) if users.exists() else None,
+        history=read_table(histories[0], ("user_id", "watch_seq")) if histories else None,
     )
-
-
-def _read(path: Path, required: tuple[str, ...]) -> pa.Table:
-    if not path.is_file():
-        raise InputError(f"{path}: there is no such file; is its folder a KuaiRand slice?")
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path}: not a readable Parquet file ({error})") from error
-    missing = [name for name in required if name not in table.column_names]
-    if missing:
-        raise InputError(
-            f"{path}: no column '{missing[0]}', only {', '.join(table.column_names[:12])}"
-        )
-    nulls = [name for name in required if table[name].null_count]
-    if nulls:
-        raise InputError(f"{path}: column '{nulls[0]}' has empty cells; expected none")
-    return table
 
 
 def _impressions(tables: _Tables) -> Iterator[Outgoing]:

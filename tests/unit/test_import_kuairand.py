@@ -217,7 +217,7 @@ def test_unusable_tables_are_named(tmp_path: Path, changes: dict[str, Any], text
 
 
 def test_a_span_without_impressions_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no impression in the span"):
+    with pytest.raises(InputError, match="no row in the span"):
         import_kuairand(
             tables(tmp_path / "in"), tmp_path / "o", KuaiRandImportConfig(from_ms=T0 + 10**9)
         )
