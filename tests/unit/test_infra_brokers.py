@@ -59,6 +59,15 @@ def test_a_taken_port_is_one_clear_line():
             LocalBroker(port).start()
 
 
+def test_a_free_port_is_one_that_no_connection_is_given(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert free_port() in range(20_000, 32_000)
+        monkeypatch.setattr("infra.broker_process._PORTS", [port])
+        with pytest.raises(BrokerFailed, match=f"no free port on 127.0.0.1 from {port}"):
+            free_port()
+
+
 def test_java_that_is_absent_is_one_clear_line(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
