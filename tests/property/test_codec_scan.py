@@ -15,7 +15,7 @@ from stream import scan_kernels as s
 from stream.codec import ClickDecoder, DenseSource, ImpressionDecoder
 from stream.codec_spec import ServedSource
 from stream.keys import key_of, salted
-from tests.support.examples import examples
+from tests.support.examples import examples, tries
 from tests.support.records import T0, batch_of, click, clicks_decoder, ids, impression
 from tests.support.records import impressions_decoder as decoder_of
 
@@ -231,7 +231,7 @@ def test_damaged_bytes_are_judged_by_msgspec() -> None:
     rng = random.Random(11)
     ways = (*good_values(), good_logged())
     for values, decoders in zip(ways, (IMPRESSIONS, CLICKS, SERVED), strict=True):
-        for _ in range(400):
+        for _ in range(tries(400)):
             damaged = bytearray(rng.choice(values))
             for _ in range(rng.choice((1, 1, 2))):
                 at = rng.randrange(len(damaged))

@@ -12,7 +12,11 @@ from hypothesis import settings
 _QUICK_SHARE = 4
 
 
+def tries(count: int) -> int:
+    """How many of `count` examples are tried now."""
+    return count if os.environ.get("MILLRACE_EXAMPLES") == "all" else -(-count // _QUICK_SHARE)
+
+
 def examples(count: int) -> settings:
     """Settings for `count` examples, which may take as long as they need."""
-    full = os.environ.get("MILLRACE_EXAMPLES") == "all"
-    return settings(max_examples=count if full else -(-count // _QUICK_SHARE), deadline=None)
+    return settings(max_examples=tries(count), deadline=None)
